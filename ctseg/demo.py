@@ -22,6 +22,7 @@ from .core.errors import InputError, say
 from .core.style import class_legend, image_grid, overlay, show_image
 from .data.challenge import read_challenge
 from .data.slices import SliceSet
+from .data.sources import refuse_among_slices
 from .metrics.challenge import challenge_dice, dice_table, per_class
 from .models.base import load_weights
 from .models.weights import wheel_file
@@ -159,6 +160,7 @@ def run_demo(
     """
     out, start = Path(out), time.monotonic()
     settings = demo_settings() if settings is None else settings
+    refuse_among_slices(out, data)
     earlier = _may_write(out, overwrite, (settings, PRETRAINED, SMALL, *EARLIER))
     try:
         folder, mirror = (Path(data), "") if data else _sample(out)

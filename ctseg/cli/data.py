@@ -23,6 +23,7 @@ from ctseg.cli.slices import (
     fitting_options, png_options, where_to, without_none,
 )
 from ..core.errors import did_you_mean
+from ..core.paths import refuse_inside
 
 # %% ../../nbs/cli/50_data.ipynb #26dc4610
 AGAINST = typer.Option(help="check this submission against the folder's test images")
@@ -126,7 +127,8 @@ def import_kind(
     kinds = importers()
     if kind not in kinds:
         raise did_you_mean("kind of data", kind, kinds)
-    places = where_to(kind, places)
+    *read, out = places = where_to(kind, places)
+    refuse_inside(out, [*read, only_png["test"]])
     takes = inspect.signature(kinds[kind]).parameters
     how = work_options(kind, takes, work)
     if kind == "png":

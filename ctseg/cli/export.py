@@ -17,6 +17,7 @@ from .console import app, print_facts
 from .options import begins, refuse_replacing
 from .slices import FIRST, FORM, GIVEN, IDS, LIKE, ORDER, VALUES, fitting_options, write_rle
 from ..core.errors import InputError, did_you_mean
+from ..core.paths import refuse_inside
 
 # %% ../../nbs/cli/55_export.ipynb #7887b89c
 EXPORTS = ("nifti", "dicom-seg", "rtstruct", "nnunet", "rle", "onnx")
@@ -110,4 +111,6 @@ def export_(
     given = locals() | {"slices": slices or None, "keep_patient": keep_patient or None}
     check_export(kind, {name: given[name] for names in TAKES.values() for name in names.split()})
     refuse_replacing([out], [folder, masks, like, classes])
+    if kind not in ("rle", "onnx"):  # which are files
+        refuse_inside(out, [folder, masks, source])
     print_facts((export_kind(given) or {}) | {"written": out})

@@ -61,7 +61,8 @@ def first_survivor() -> bool:
 
 # %% ../../nbs/cli/90_main.ipynb #a992fc46
 LIMITS = {
-    "can't start new thread": "the system gives no more threads or processes; `ulimit -u` says how many",
+    "can't start new thread": "the system gives no more threads or processes; "
+                              "`ulimit -u` says how many, `ulimit -v` how much memory they may reserve",
     "failed to map segment": "out of memory",
     "an't allocate memory": "out of memory",
     "annot allocate memory": "out of memory",

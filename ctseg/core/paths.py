@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DISK_ERRORS', 'MAX_TEXT', 'disk_errors', 'disk_full', 'refuse_folder', 'refuse_special',
-           'real_path', 'refuse_nameless', 'safe_name']
+           'real_path', 'refuse_nameless', 'refuse_loop', 'refuse_existing', 'refuse_inside',
+           'safe_name']
 
 # %% ../../nbs/core/09_paths.ipynb #c2b39940
 import contextlib
@@ -13,7 +14,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import InputError
@@ -28,6 +29,7 @@ DISK_ERRORS = {
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EEXIST: "a part of the path is a file, not a folder",
     errno.EISDIR: "it is a folder",
+    errno.ELOOP: "a part of the path is a link that leads to itself",
     errno.ENAMETOOLONG: "the name is too long",
     errno.EFBIG: "it would be larger than a file may be here (`ulimit -f`)",
     errno.ESPIPE: "this kind of file needs a file on a disk, not a pipe",
@@ -93,6 +95,26 @@ def refuse_nameless(path: Path) -> None:
     "`InputError` for a path that ends in `..`: what it means changes while the folders above it are made."
     if path.name == "..":
         raise InputError(f"cannot write {path}: it does not end in a name; give one")
+
+def refuse_loop(path: Path) -> None:
+    "`InputError` for a link that leads to itself."
+    if path.is_symlink() and real_path(path).is_symlink():
+        raise InputError(f"cannot write {path}: it is a link that leads to itself")
+
+def refuse_existing(path: Path) -> None:
+    "`InputError` where something is already, and for a link that leads to itself."
+    refuse_loop(path)
+    if path.exists():
+        raise InputError(f"{path}: exists already; choose another place, or remove it first")
+
+# %% ../../nbs/core/09_paths.ipynb #2bf29215
+def refuse_inside(out: str | Path, places: Iterable[str | Path | None]) -> None:
+    "`InputError` for an output that is one of the folders that are read, or lies in one."
+    real = real_path(out)
+    for place in places:
+        if not place or not os.path.isdir(place): continue
+        if real.is_relative_to(real_path(place)):
+            raise InputError(f"{out}: lies in {place}, which is read; choose a place outside of it")
 
 # %% ../../nbs/core/09_paths.ipynb #ed3dcff6
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices, on Windows

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'MAX_BYTES', 'PIXEL_PARTS', 'MOST_PARTS', 'SYSTEM_FILES', 'OTHER_IMAGES',
-           'natural_key', 'size_text', 'no_png', 'png_header', 'png_bits', 'parts_are_whole',
-           'decode_png', 'grey_only', 'is_system_file', 'image_paths', 'other_images',
-           'read_pngs', 'read_images', 'open_images']
+           'natural_key', 'spelt_otherwise', 'same_letters', 'size_text', 'no_png', 'png_header',
+           'png_bits', 'parts_are_whole', 'decode_png', 'grey_only', 'is_system_file',
+           'image_paths', 'other_images', 'read_pngs', 'read_images', 'open_images']
 
 # %% ../../nbs/data/30_images.ipynb #0bedab11
 import io
 import re
 import struct
+import unicodedata
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,22 @@ def natural_key(name: str) -> list:
         number = part[:4000]  # Python converts no longer ones
         key.append((0, int(number), "") if part.isdecimal() else (1, 0, part))
     return [*key, (2, 0, name)]  # 1.png and 01.png differ, too
+
+# %% ../../nbs/data/30_images.ipynb #84b2b1f1
+def _bare(name: str) -> str:
+    "The name of an image without folder, ending, spaces and leading zeros, in small letters of one coding."
+    last = unicodedata.normalize("NFC", name).replace("\\", "/").rpartition("/")[2]
+    stem = last.strip().lower().removesuffix(".png")
+    return stem.lstrip("0") or stem[-1:]  # an image may be called 0
+
+def spelt_otherwise(name: str, images: Iterable[str]) -> str:
+    "The image that a name means which none has; \"\" if it means none, or several."
+    meant = [image for image in images if _bare(image) == _bare(name)]
+    return meant[0] if len(meant) == 1 else ""
+
+def same_letters(name: str, other: str) -> bool:
+    "Are two names the same but for the coding of their letters (NFC or NFD)?"
+    return unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other)
 
 # %% ../../nbs/data/30_images.ipynb #70d67646
 def size_text(images) -> str:

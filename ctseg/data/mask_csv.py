@@ -11,7 +11,7 @@ import contextlib
 import gzip
 import io
 import math
-import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from ..core.anatomy import IGNORE, ClassMap
 from ..core.atomic import atomic_path
 from ..core.errors import InputError
 from .cache import cached_array
+from .images import same_letters, spelt_otherwise
 from .lazy import LazyPixels, blocks
 from .mask_rows import count_rows, iter_rows, read_image_names
 from .slices import highest_label
@@ -63,20 +64,13 @@ def _first(names: list[str]) -> str:
     first, *others = names
     return f"{first} (and {len(others)} more)" if others else first
 
-def _bare(name: str) -> str:
-    "The name of an image without folder, ending, spaces and leading zeros."
-    last = unicodedata.normalize("NFC", name).replace("\\", "/").rpartition("/")[2]
-    stem = last.strip().lower().removesuffix(".png")
-    return stem.lstrip("0") or stem[-1:]  # an image may be called 0
-
 def _other_spelling(name: str, known: set[str]) -> str:
     "What to do with a column that names an image in another way; \"\" if it names none, or several."
-    meant = [image for image in known if _bare(image) == _bare(name)]
-    if len(meant) != 1:
+    meant = spelt_otherwise(name, known)
+    if not meant:
         return ""
-    same = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", meant[0])
-    how = "in the same coding of its letters (NFC or NFD)" if same else "as its image"
-    return f"column {name!r} is to be called {meant[0]!r}, {how}"
+    how = "in the same coding of its letters (NFC or NFD)" if same_letters(name, meant) else "as its image"
+    return f"column {name!r} is to be called {meant!r}, {how}"
 
 def _other_file(name: str, folder) -> str:
     "What to do with an image that is in the folder, but not as `name`.png; \"\" if it is not."
@@ -249,6 +243,9 @@ def write_masks(
         raise InputError(f"masks are {masks.dtype} {list(masks.shape)}; expected uint8 [N,H,W]")
     if len(names) != len(masks) or not len(names):
         raise InputError(f"{len(names)} names for {len(masks)} masks; expected one each")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"two images are called {twice[0]}; expected a name of its own for each")
     table = PixelRows(masks)
     rows = max(1, min(512, 2**16//len(names)))  # at a time: memory does not grow with the number of images
     with atomic_path(path) as tmp, _create_csv(tmp) as f:

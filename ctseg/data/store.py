@@ -22,7 +22,7 @@ import numpy as np
 from ..core.anatomy import ClassMap
 from ..core.atomic import atomic_path
 from ..core.errors import InputError, did_you_mean
-from ..core.paths import refuse_special
+from ..core.paths import refuse_existing, refuse_special
 from ctseg.core.schema import (
     HOW_CUT, SPAN, anything, fields, fit_schema, listed, mapped, maybe, number, text,
 )
@@ -151,9 +151,8 @@ def write_store(
     splits = {"train": slices} if isinstance(slices, SliceSet) else slices
     content = splits, notes or {}, arrays or {}
     if isinstance(place, Path):
-        if place.exists():
-            raise InputError(f"{place}: exists already; choose another place, or remove it first")
-        with atomic_path(place) as tmp:
+        refuse_existing(place)
+        with atomic_path(place, new=True) as tmp:
             _write_splits(zarr.open_group(tmp, mode="w"), *content)
             for path in beside: shutil.copyfile(path, tmp/path.name)
         return

@@ -268,7 +268,7 @@ def export_nnunet(
     with tempfile.TemporaryDirectory() as spool:
         splits = _open(folder, Path(spool))
         form, form_name = choose_form(folder, splits, as_slices)
-        with atomic_path(new_folder(Path(out)/title)) as root:
+        with atomic_path(new_folder(Path(out)/title), new=True) as root:
             facts = _write_dataset(root, form, splits, unknown, folder)
     return {"dataset": title, "form": form_name} | facts
 

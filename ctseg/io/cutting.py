@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['index_entry', 'known_classes', 'known_by_slice', 'CutFacts', 'CutCase', 'cut_case',
-           'file_stamp', 'save_cut', 'load_cut', 'CutFile', 'Work', 'parts_folder', 'cut_cases']
+           'file_stamp', 'save_cut', 'load_cut', 'CutFile', 'Work', 'parts_folder', 'held_parts',
+           'cut_cases']
 
 # %% ../../nbs/io/42_cutting.ipynb #03934537
 import json
@@ -12,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from multiprocessing import get_all_start_methods, get_context
@@ -26,7 +27,7 @@ from .. import __version__
 from ..core.anatomy import IGNORE, ClassMap
 from ..core.atomic import atomic_path
 from ..core.errors import InputError
-from ..core.folders import made_folder
+from ..core.folders import alone_in, made_folder
 from ..core.schema import check_whole
 from ..core.threads import allowed_cpus
 from ..data.slices import known_after_resize, present_classes
@@ -274,6 +275,15 @@ def parts_folder(out: Path) -> Path:
         raise InputError(f"{folder}: is in the way, parts of the import would go there; "
                          f"choose another name than {out.name}")
     return folder
+
+# %% ../../nbs/io/42_cutting.ipynb #6e34a036
+@contextmanager
+def held_parts(out: Path) -> Iterator[Path]:
+    "The folder of parts, made and held within the block: a second import into `out` would mix its parts with these."
+    folder = parts_folder(out)
+    with alone_in(folder, out):
+        (folder/_MARK).write_text(_MARK_TEXT)
+        yield folder
 
 # %% ../../nbs/io/42_cutting.ipynb #4e2777da
 def _cut_into(folder: Path, cases: list[Case], out: Path, classes: ClassMap, slicing: Slicing, work: Work):

@@ -146,7 +146,7 @@ def export_to_series(
     out, classes, facts = new_folder(out), read_classes(folder), {}
     found, _ = find_series(Path(source), gaps=True, skip_damaged=True)
     series = {one.series.digest: one.series for one in found}
-    with atomic_path(out) as tmp:
+    with atomic_path(out, new=True) as tmp:
         tmp.mkdir()
         for volume in predicted_volumes(masks, folder, split):
             its_series = _series_of(volume, series, folder, source)

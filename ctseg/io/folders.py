@@ -27,7 +27,7 @@ from ..data.slices import SliceSet
 from ..data.spooled import know_values, put_slices, room_for
 from .canvas import place_on_squares
 from .cases import Case, check_test, name_cases, set_aside_test
-from .cutting import CutFile, Work, cut_cases, parts_folder
+from .cutting import CutFile, Work, cut_cases, held_parts, parts_folder
 from .into_store import check_store_place, write_stored
 from .outputs import new_folder, output_name, sealed_index
 from .renaming import RenamedSlices, told_alone
@@ -99,7 +99,7 @@ def write_splits(
     if store:
         write_stored(out, slices, index)
     else:
-        with atomic_path(out) as tmp:
+        with atomic_path(out, new=True) as tmp:
             for name, those in slices.items(): write_challenge(those, tmp, name)
             write_json(index, tmp/"index.json", indent=None)
     return {name: len(lines) for name, lines in images.items()}
@@ -191,21 +191,22 @@ def write_volumes(
     classes: ClassMap,
     slicing: Slicing,
     test_share: float = 0., # share of the patients set aside as a test
-    key = None, # where to write the table volume → source, outside `out`; `None`: nowhere
-    work: Work|None = None, # how many processes, what to do with damaged volumes
+    key = None, # where to write the table volume → source; `None`: nowhere
+    work: Work|None = None, # how many processes, what of damaged volumes
     renamed: RenamedSlices|None = None, # the names to write
 ) -> dict: # facts about what was written
     """Cut volumes into a challenge folder with an `index.json`. Each volume is loaded once and let go.
 
-    What is cut waits in a folder `OUT.parts` until all is. `InputError` before anything is written:
+    What is cut waits in `OUT.parts` until all is. `InputError` before anything is written:
     for a folder in use, contradictory labels, a test annotated in part.
     """
     work = work or Work()
     if work.store: check_store_place(out)
     out = _prepare(cases, out, slicing, test_share, key)
-    cut = cut_cases(cases, out, classes, slicing, work)
     with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, parts_folder(out), ignore_errors=True)
+        parts = stack.enter_context(held_parts(out))
+        cut = cut_cases(cases, out, classes, slicing, work)
+        stack.callback(shutil.rmtree, parts, ignore_errors=True)
         _check_left(cut, work, out)
         check_test([one.case for one in cut])
         splits = _gathered(cut, len(classes), slicing, out)

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..core.errors import InputError
 from ..core.json_files import write_json
+from ..core.paths import refuse_existing
 from ..data.slices import SliceSet
 from ..data.store import import_zarr, store_place, write_store
 from .imported import slicing_of
@@ -25,8 +26,7 @@ def check_store_place(out: str|Path):
     place = store_place(out)
     if isinstance(place, str):
         raise InputError(f"{place}: an import writes its store into a folder; copy it there afterwards")
-    if place.exists():
-        raise InputError(f"{place}: exists already; choose another place, or remove it first")
+    refuse_existing(place)
 
 # %% ../../nbs/io/58_into_store.ipynb #30c56a03
 def _notes_of(index: dict, side: int, folder: Path, splits: Iterable[str]) -> dict[str, Any]:

@@ -16,7 +16,9 @@ import numpy as np
 from ..core.errors import InputError
 from ..core.filetypes import check_folder
 from ..core.paths import refuse_special
-from ..data.images import MAX_BYTES, OTHER_IMAGES, is_system_file, natural_key
+from ctseg.data.images import (
+    MAX_BYTES, OTHER_IMAGES, is_system_file, natural_key, same_letters, spelt_otherwise,
+)
 from .pixels import palette_of, read_values
 
 # %% ../../nbs/io/94_mask_files.ipynb #fd524632
@@ -71,13 +73,18 @@ def split_name(
     return longest
 
 # %% ../../nbs/io/94_mask_files.ipynb #239dc219
-def _refuse_strangers(strangers: list[Path], images):
+def _refuse_strangers(strangers: list[Path], stems: Collection[str], images):
     "`InputError` for masks whose image is not there."
     if not strangers: return
     first, *others = strangers
     more = f" (nor for {len(others)} more masks)" if others else ""
-    raise InputError(f"{first}: there is no image for it in {images}{more}; add the images, "
-                     "or take these masks out")
+    remedy = "add the images, or take these masks out"
+    meant = spelt_otherwise(first.stem, stems)
+    if meant:
+        remedy = f"{meant}.png is there: give both one name"
+    if meant and same_letters(first.stem, meant):
+        remedy += ", and in the same coding of their letters (NFC or NFD)"
+    raise InputError(f"{first}: there is no image for it in {images}{more}; {remedy}")
 
 
 
@@ -98,7 +105,7 @@ def _by_name(paths: list[Path], stems: Collection[str], tokens: Collection[str],
     "The masks of a folder without folders: indexed, or a class a suffix."
     split = {path: split_name(path.stem, stems, tokens) for path in paths}
     strangers = [path for path, found in split.items() if found is None]
-    _refuse_strangers(strangers, images)
+    _refuse_strangers(strangers, stems, images)
     suffixes = {suffix for _, suffix in split.values()}
     files = MaskFiles()
     if len(suffixes) == 1 and _is_generic(*suffixes, tokens):
@@ -136,7 +143,7 @@ def _by_folder(folders: dict[Path, list[Path]], stems: Collection[str], images) 
                 strangers.append(path)
                 continue
             _enter(files.single.setdefault(stem, {}), token, path)
-    _refuse_strangers(strangers, images)
+    _refuse_strangers(strangers, stems, images)
     return files
 
 

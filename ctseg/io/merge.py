@@ -22,7 +22,7 @@ from ..core.atomic import atomic_path
 from ..core.errors import InputError, did_you_mean
 from ..core.filetypes import check_folder, instead_of
 from ..core.json_files import read_json, write_json
-from ..core.paths import real_path, safe_name
+from ..core.paths import real_path, refuse_inside, safe_name
 from ..core.tables import csv_cell
 from ..core.unions import read_union_lists
 from ..data.annotations import read_classes
@@ -78,8 +78,7 @@ def _check_folders(folders: list[Path], out: Path):
         if real in seen:
             raise InputError(f"{folder} and {seen[real]} are one folder; give it once")
         seen[real] = folder
-        if real in [real_path(out), *real_path(out).parents]:
-            raise InputError(f"{out}: lies in {folder}, which is to be merged; choose another place")
+    refuse_inside(out, folders)
 
 # %% ../../nbs/io/88_merge.ipynb #f5d44c3f
 def find_sources(folders: list[Path]) -> list[Source]:
@@ -368,7 +367,7 @@ def merge(
     sources = find_sources(folders)
     plan = planned_classes(sources, rename, unions)
     frame = frame_of(sources, resize, size)
-    with atomic_path(out) as tmp:
+    with atomic_path(out, new=True) as tmp:
         gathered, rows = gather(sources, plan, frame, annotated, tmp.parent/"arrays")
         _check_examined_at_all(rows, folders)
         tmp.mkdir()

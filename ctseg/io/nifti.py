@@ -173,12 +173,20 @@ def read_label_map(
     return _whole_labels(labels, path)
 
 # %% ../../nbs/io/60_nifti.ipynb #81b2fd0c
-def _affine_notes(path) -> tuple[str, ...]:
-    "What to tell of a file whose two affines contradict each other."
-    image = import_volumes_package("nibabel").load(os.path.abspath(path))  # of which only the header is read
-    (sform, one), (qform, two) = image.header.get_sform(coded=True), image.header.get_qform(coded=True)
-    if not one or not two: return ()
-    distance = _distance_mm(image.shape[:3], sform, qform)
+_OTHER_UNITS = {1: "metres", 3: "micrometres"} # by their code in a header
+
+def _unit_notes(header, path) -> tuple[str, ...]:
+    "What to tell of a header whose unit of length is not the millimetre."
+    unit = _OTHER_UNITS.get(int(header["xyzt_units"]) & 7)
+    return (f"{path}: its header gives lengths in {unit}; they were taken as mm",) if unit else ()
+
+def _affine_notes(header, path) -> tuple[str, ...]:
+    "What to tell of a header whose two affines contradict each other."
+    if not header["sform_code"] or not header["qform_code"]: return ()
+    try: qform = header.get_qform()
+    except ValueError:
+        return (f"{path}: its qform is no rotation; sform was taken",)
+    distance = _distance_mm(header.get_data_shape()[:3], header.get_sform(), qform)
     if distance <= _ONE_PLACE: return ()
     return (f"{path}: its sform and qform differ by up to {distance:.1f} mm; sform was taken",)
 
@@ -186,7 +194,8 @@ def read_scan(path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]: # voxels 
     "A NIfTI scan, and what is to be known of it. Raises `InputError` for a label map, and as `read_nifti` does."
     hu, affine = read_nifti(path)
     check_scan(hu, path)
-    return hu, affine, scale_notes(hu, path) + _affine_notes(path)
+    header = import_volumes_package("nibabel").load(os.path.abspath(path)).header
+    return hu, affine, scale_notes(hu, path) + _unit_notes(header, path) + _affine_notes(header, path)
 
 # %% ../../nbs/io/60_nifti.ipynb #28c59de6
 def case_name(path: Path) -> str:
@@ -242,7 +251,7 @@ def export_nifti(
     "Put predicted masks back onto the grids of their volumes, as NIfTI label maps."
     import_volumes_package("nibabel")
     out, facts = new_folder(out), {}
-    with atomic_path(out) as tmp:
+    with atomic_path(out, new=True) as tmp:
         tmp.mkdir()
         for volume in predicted_volumes(masks, folder, split):
             entry, path = volume.entry, tmp/f"{volume.id}.nii.gz"

@@ -6,6 +6,7 @@
 __all__ = ['Pictures', 'Placed', 'read_placed', 'find_patients', 'groups_of', 'import_png']
 
 # %% ../../nbs/io/96_png.ipynb #87347e2b
+import hashlib
 import re
 import shutil
 import tempfile
@@ -23,7 +24,7 @@ from ..core.schema import LONGEST, check_whole
 from ..core.tables import once_each
 from ..data.challenge import write_challenge
 from ..data.images import image_paths, size_text
-from ..data.lazy import LazyPixels, blank_like
+from ..data.lazy import LazyPixels, blank_like, blocks
 from ..data.slices import SliceSet, known_after_resize
 from ..data.splits import near_duplicates
 from ..data.spooled import FilePixels, know_values, put_slices, room_for
@@ -33,8 +34,9 @@ from .into_store import check_store_place
 from .mask_files import png_files
 from .mask_labels import Labelling, SourceMasks, known_on_images, read_labels
 from .outputs import new_folder
-from .pixels import Grey, read_grey
+from .pixels import Grey, read_grey, read_units
 from .renaming import read_renaming, with_new_names
+from .scale import scale_notes
 from .value_names import column_of, read_text_table
 from .volumes import class_flags
 
@@ -253,7 +255,7 @@ def _write(out: Path, slices: dict[str, SliceSet], splits: dict[str, Placed], st
         if store:
             notes = {"patients": True, "slicing": None, "neighbour_mm": {}}
             return write_store(slices, out, notes, beside=[index])
-        with atomic_path(out) as tmp:
+        with atomic_path(out, new=True) as tmp:
             tmp.mkdir()
             for split, those in slices.items():
                 write_challenge(those, tmp, split)
@@ -275,6 +277,34 @@ def _read_splits(images, masks, pictures: Pictures) -> dict[str, Placed]:
     return {"train": train, "test": test}
 
 # %% ../../nbs/io/96_png.ipynb #348b9c19
+_LOOKED_AT = 16 # images that tell whether the values of all are Hounsfield units
+
+def _unit_notes(images, grey: Grey) -> tuple[str, ...]:
+    "What to tell of 16-bit images that are plainly not in Hounsfield units by their scale and offset."
+    if grey.window is None: return ()
+    paths = image_paths(images)
+    some = paths[::-(-len(paths)//_LOOKED_AT)]
+    units = [read_units(path, grey).ravel() for path in some]
+    notes = scale_notes(np.concatenate(units), images)
+    return tuple(f"{note}; say by scale and offset (--scale, --offset) what they mean" for note in notes)
+
+def _digests(placed: Placed) -> list[bytes]:
+    "What tells each image from all others."
+    return [hashlib.sha256(image.tobytes()).digest() for block in blocks(placed.images) for image in block]
+
+def _shared_notes(splits: dict[str, Placed]) -> tuple[str, ...]:
+    "What to tell of test images that are training images too."
+    if "test" not in splits: return ()
+    trained = set(_digests(splits["train"]))
+    of_test = zip(splits["test"].names, _digests(splits["test"]))
+    shared = [name for name, digest in of_test if digest in trained]
+    if not shared: return ()
+    return (f"{len(shared)} of {len(splits['test'].names)} test images are training images too, such as "
+            f"{shared[0]}; what is reached on them says nothing",)
+
+
+
+# %% ../../nbs/io/96_png.ipynb #e05bd842
 def import_png(
     images, # a folder of PNG slices of 8 bits, or of 16 with a window
     masks, # a folder of PNG masks, or a CSV of run-length codes
@@ -300,4 +330,4 @@ def import_png(
     facts = _facts(train, labels, pictures) | counts | names
     if "test" in splits:
         facts["test"] = len(splits["test"].names)
-    return facts
+    return facts | {"notes": [*_unit_notes(images, pictures.grey), *_shared_notes(splits)]}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['at', 'Target', 'sum_dtype', 'without_channel', 'check_mask_shape', 'check_tensors',
-           'check_shapes', 'check_labels', 'without_ignored', 'with_unions', 'flattened',
-           'as_target']
+           'check_shapes', 'check_known', 'check_labels', 'without_ignored', 'with_unions',
+           'flattened', 'as_target']
 
 # %% ../../nbs/losses/08_target.ipynb #9d16fc4f
 from dataclasses import dataclass
@@ -96,7 +96,7 @@ def check_shapes(
     logits: torch.Tensor, mask: torch.Tensor, known: torch.Tensor, weight: torch.Tensor | None, C: int,
 ) -> None:
     "`InputError` unless mask [B,…] or [B,C,…], known [B,C] or [B,C,…], weight [B,1|C,…] fit logits [B,K,…]."
-    if logits.ndim < 3:
+    if logits.ndim < 3 or not logits.numel():
         raise InputError(f"logits are {tuple(logits.shape)}, expected [batch, channels, …] with pixels")
     check_mask_shape(logits, mask, C)
     B, K, *space = logits.shape
@@ -106,6 +106,16 @@ def check_shapes(
         raise InputError(f"known is {tuple(known.shape)}, expected {expected}")
     if weight is not None and weight.shape[1] != 1 and K != C:
         raise InputError("softmax takes one weight a pixel, [B,1,…]; say it with a map of known")
+
+# %% ../../nbs/losses/08_target.ipynb #a5163694
+def check_known(known: torch.Tensor) -> None:
+    "`InputError` unless all that is known is true or false, of any type."
+    if known.dtype == torch.bool: return
+    odd = (known != 0) & (known != 1)
+    if odd.any():
+        value = known[odd][0].item()
+        remedy = "how much a pixel counts is said by weight"
+        raise InputError(f"known holds {value:g}, expected true or false; {remedy}")
 
 # %% ../../nbs/losses/08_target.ipynb #9375ef7c
 def check_labels(
@@ -183,6 +193,7 @@ def as_target(
     C = logits.shape[1] - softmax
     mask = without_channel(mask, logits)
     check_shapes(logits, mask, known, weight, C)
+    check_known(known)
     overlapping = mask.ndim == logits.ndim
     if check_labels(mask, 1 if overlapping else C):
         mask, weight = without_ignored(mask, weight, sum_dtype(logits), overlapping)

@@ -251,7 +251,7 @@ def make_phantom(
     annotated = hide_labels(examined, seed=seed, **annotation) if examined else None
     train = _joined([annotated, _unlabelled(rest)])
     full = _joined([examined, rest])
-    with atomic_path(folder) as tmp:
+    with atomic_path(folder, new=True) as tmp:
         tmp.mkdir()
         if train: write_challenge(train, tmp, "train")
         if last: write_challenge(last, tmp, "test")

@@ -24,7 +24,7 @@ from ..core.anatomy import ClassMap
 from ..core.arguments import checks_arguments
 from ..core.atomic import atomic_path
 from ..core.errors import InputError, some_of
-from ..core.paths import real_path, refuse_folder
+from ..core.paths import real_path, refuse_existing, refuse_folder, refuse_inside
 from ..data.images import other_images
 from ..data.lazy import LazyPixels, blank_like, blocks, seen_values
 from ..data.mask_csv import PixelRows, check_names, write_masks
@@ -33,7 +33,7 @@ from ..data.slices import SliceSet
 from ..data.sources import has_test, images_at
 from ..data.spooled import FilePixels, know_values
 from ..data.stacks import Stacks
-from ..data.store import write_store
+from ..data.store import is_store, write_store
 from ..inference.loop import Each, batches
 from ..inference.rule import decide
 from ..io.neighbours import index_places, neighbour_mm, place_and_split, place_stacks, with_neighbours
@@ -76,14 +76,14 @@ def check_files(
     if not str(out).endswith((".csv", ".csv.gz", LABEL_STORE)):
         stored = f", label maps in a store something{LABEL_STORE}"
         raise InputError(f"{out}: a submission is called something.csv or something.csv.gz{stored}")
-    if str(out).endswith(LABEL_STORE) and Path(out).exists():
-        raise InputError(f"{out}: exists already; choose another place, or remove it first")
+    if str(out).endswith(LABEL_STORE): refuse_existing(Path(out))
     given = [real_path(path) for path in (out, *others) if path]
     for path in (out, *others):
         shared = path and sum(real_path(path) in (other, *other.parents) for other in given) > 1
         if shared:
             raise InputError(f"{path}: the submission and what else is written need a file each")
         refuse_folder(path)
+        if path and is_store(images): refuse_inside(path, [images])
     return found
 
 # %% ../../nbs/prediction/60_submission.ipynb #abe182e6

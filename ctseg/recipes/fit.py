@@ -30,7 +30,7 @@ from ..core.schema import check_whole
 from ..core.parallel import agree, main_first, on_main, rank, world
 from ..core.registry import Plugin, load_plugin
 from ..data.slices import SliceSet
-from ..data.sources import knows_patients, read_slices
+from ..data.sources import knows_patients, read_slices, refuse_among_slices
 from ..inference.loop import Each
 from ..inference.rule import Rule
 from ..io.imported import imported_slicing
@@ -360,6 +360,7 @@ def fit(
     more = read_options(options, recipe)
     names = check_trackers(more.log)
     recipe, plugins = with_plugins(recipe, more.plugins)
+    refuse_among_slices(out, data)
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
     with more.deadline() as deadline, memory_errors(f"{plan.name}: {TOO_LARGE}"):
         make_accelerator(plan)  # connects the processes

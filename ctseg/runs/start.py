@@ -90,7 +90,7 @@ def check_free(run: Run, resume: bool = False) -> None:
     refuse_nameless(folder)
     with disk_errors(folder):
         if os.path.lexists(folder) and not folder.is_dir():
-            raise InputError(f"{folder} is a file; choose another --out")
+            raise InputError(f"{folder} is no folder; choose another --out")
         if run.begun and is_taken(run):
             if not resume:
                 remedy = "add --resume to continue it or choose another --out"

@@ -28,6 +28,7 @@ from ctseg.core.errors import InputError, say
 from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
+from ctseg.data.sources import refuse_among_slices
 from ctseg.metrics.challenge import challenge_dice, dice_table, per_class
 from ctseg.models.base import load_weights
 from ctseg.models.weights import wheel_file
@@ -231,6 +232,7 @@ def run_demo(
     """
     out, start = Path(out), time.monotonic()
     settings = demo_settings() if settings is None else settings
+    refuse_among_slices(out, data)
     earlier = _may_write(out, overwrite, (settings, PRETRAINED, SMALL, *EARLIER))
     try:
         folder, mirror = (Path(data), "") if data else _sample(out)

@@ -27,9 +27,10 @@ from ctseg.core.anatomy import ClassMap
 from ctseg.core.arguments import checks_arguments, options_of
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError, did_you_mean, some_of
-from ctseg.core.folders import made_folder
+from ctseg.core.folders import alone_in
 from ctseg.core.json_files import write_json
-from ctseg.core.paths import disk_errors, disk_full
+from ctseg.core.paths import disk_errors, disk_full, refuse_inside
+from ctseg.core.schema import check_whole
 from ctseg.inference.engine import engine_of
 from ctseg.io.dicom_seg import make_segmentation
 from ctseg.io.neighbours import step_mm
@@ -109,18 +110,20 @@ FORMATS = ("dicom-seg", "rtstruct", "nifti")
 class SegmentOptions:
     "What is seldom given to `segment`. Raises `InputError` for an impossible one."
     keep_patient: bool = False                    # copy what a DICOM scan says of the patient and the study
-    gaps: bool = False                            # take gaps that look like missing slices as they are
+    gaps: bool = False                            # take what looks like missing slices
     window: str | tuple[float, float] | None = None # a name or (level, width) in HU; None: as trained
-    size: int | None = None                       # side of the images, see `Slicing`; None: as trained
-    spacing: float | str | None = None            # mm per pixel, or "fit"; None: as trained
+    size: int | None = None                       # side of the images; None: as trained
+    spacing: float | str | None = None            # mm per pixel, or "fit"
     device: str = "auto"
     batch_size: int = 16                          # slices at a time
     views: int = 1                                # of each slice, averaged, see `tta_views`
     engine: str = "auto"                          # what computes: auto, torch, openvino or onnx
-    progress: bool = False                        # show a bar in a terminal
+    progress: bool = False                        # show a bar
     pictures: int = 100                           # scans with a picture on the page
 
     def __post_init__(self):
+        check_whole("batch_size", self.batch_size)
+        check_whole("pictures", self.pictures, 0)
         Slicing(**self.given)
         if self.window == "random":
             raise InputError("window 'random': scans need a fixed window, such as soft, lung or bone")
@@ -489,6 +492,17 @@ def _write_tables_that_fit(result: Segmented, job: SegmentJob):
 
 # %%
 #| export
+def _paths_of(scans: str | Path | Iterable[str | Path], out: Path) -> list[str | Path]:
+    "The scans as a list; `InputError` for none, and for an output in one of their folders."
+    paths = [scans] if isinstance(scans, (str, Path)) else list(scans)
+    if not paths:
+        raise InputError("segment: no scans were given; give NIfTI files, or folders of DICOM or NIfTI")
+    refuse_inside(out, paths)
+    return paths
+
+
+# %%
+#| export
 @checks_arguments
 def segment(
     runs: str | Path | Run | list[str | Path | Run] | Predictor, # one run or several, which are averaged
@@ -504,14 +518,15 @@ def segment(
     """
     given = options_of(SegmentOptions, options, "segment")
     wanted, out = check_formats(formats), new_folder(out)
-    paths = [scans] if isinstance(scans, (str, Path)) else list(scans)
+    paths = _paths_of(scans, out)
     predictor = _prepared(runs, given)
     slicing, notes = choose_slicing(trained_slicings(predictor), given.given)
     found = find_scans(paths, given.gaps, given.keep_patient, slicing.orientation)
     _refuse_impossible(found, wanted)
     job = SegmentJob(predictor, slicing, wanted, given, out)
     result = Segmented(out, [], found.broken, found.passed_over, notes + found.notes)
-    with made_folder(out):
+    with alone_in(out, out):
+        new_folder(out)  # another command may have been faster
         try:
             _work_through(job, found.scans, result)
             _refuse_all_failed(result)

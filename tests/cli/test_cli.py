@@ -88,7 +88,7 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["fit", SAMPLE, "--out", "{new}", "--set", "labelled=1"], "10 folds of 1 group of slices: at least 2 folds, and a group (a patient, or near duplicates) for each; choose fewer folds, or fold = -1"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "w_dice=nan"], "w_dice = nan"),
     (["fit", SAMPLE, "--out", "{new}", "--seed", "-1"], "seed = -1"),
-    (["fit", SAMPLE, "--out", f"{SAMPLE}/class_names.json", *TINY], "class_names.json is a file"),
+    (["fit", SAMPLE, "--out", f"{SAMPLE}/class_names.json", *TINY], "class_names.json is no folder"),
     (["demo", "--out", f"{SAMPLE}/class_names.json", "--data", SAMPLE, "--overwrite"], "class_names.json holds no run"),
     (["fit", "no-such-folder", "--out", "{new}"], "no-such-folder"),
     (["fit", SAMPLE, "--out", "{run}", *TINY], "--resume"),

@@ -1,4 +1,4 @@
-"No command replaces what it reads, whichever option names it."
+"No command replaces what it reads, or writes a folder into it, whichever option names it."
 import os
 import shutil
 
@@ -17,7 +17,7 @@ def place(tmp_path, monkeypatch):
     for name in (
         "run/recipe.json", "run/metrics.json", "run/checkpoints/model.safetensors", "run/report.html",
         "data/class_names.json", "data/annotated_labels.json", "data/y_train.csv.gz", "scans/a.nii.gz", "scans/IM0001",
-        "names.json", "sub.csv", "truth.csv",
+        "names.json", "sub.csv", "truth.csv", "slices.zarr/zarr.json",
     ):
         (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path/name).write_text("mine")
@@ -71,3 +71,35 @@ def test_results_of_before_may_be_replaced(place):
     with pytest.raises(InputError): refuse_replacing(["run/recipe.json"], ["run"])
     shutil.rmtree(place/"run")
     refuse_replacing(["run/recipe.json"], ["run", "hf://ada/liver", "x"*300])
+
+
+@pytest.mark.parametrize("command", [
+    ("store", "data", "--out", "data/train-images/new"),
+    ("store", "data", "--out", "data/new"),
+    ("merge", "data", "scans", "--out", "scans/new"),
+    ("import", "nifti", "scans", "scans/new"),
+    ("import", "nifti", "scans", "scans/deeper/new", "--store"),
+    ("import", "png", "data/train-images", "scans", "scans/new"),
+    ("import", "png", "data/train-images", "run", "scans/new", "--test", "scans"),
+    ("export", "dicom-seg", "data", "scans/new", "--masks", "sub.csv", "--source", "scans"),
+    ("export", "nnunet", "data", "data/new"),
+    ("segment", "run", "scans", "--out", "scans/new"),
+    ("segment", "run", "scans", "--out", "data/../scans/new"),
+    ("segment", "run", "linked", "--out", "scans/new"),
+    ("fit", "data", "--out", "data/train-images/new"),
+    ("fit", "slices.zarr", "--out", "slices.zarr/new"),
+    ("demo", "--data", "data", "--out", "data/test-images/new"),
+])
+def test_no_folder_is_written_into_one_that_is_read(place, command):
+    (place/"linked").symlink_to("scans")
+    before = sorted(place.rglob("*"))
+    code, _, err = ctseg(*command)
+    assert code == 2 and "which is read; choose a place outside of it" in err, err
+    assert len(err.strip().splitlines()) == 1 and sorted(place.rglob("*")) == before
+
+
+def test_a_link_that_leads_to_itself_is_told_before_the_work(place):
+    (place/"loop").symlink_to("loop")
+    for command in (("import", "nifti", "scans", "loop"), ("store", "data", "--out", "loop"), ("segment", "run", "scans", "--out", "loop")):
+        code, _, err = ctseg(*command)
+        assert code == 2 and len(err.strip().splitlines()) == 1 and "loop" in err, err

@@ -388,3 +388,11 @@ def test_names_of_scans_and_folders_do_not_move_the_cursor(capsys, tmp_path, mon
     print_results(result)
     told = "".join(capsys.readouterr())
     assert "\x1b" not in told and told.count("\\x1b[2Jx") == 8
+
+
+@pytest.mark.parametrize("scans, options, says", [
+    ([], {}, "no scans were given"), ("scans", {"batch_size": 0}, "batch_size = 0"), ("scans", {"pictures": -1}, "pictures = -1"),
+])
+def test_an_option_that_cannot_be_is_no_fault_of_a_scan(clinic, tmp_path, scans, options, says):
+    with pytest.raises(InputError, match=says): segment(clinic/"run", scans, tmp_path/"out", **options)
+    assert not (tmp_path/"out").exists()

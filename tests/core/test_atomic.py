@@ -213,3 +213,54 @@ def test_killed_writers_of_long_names_are_swept(tmp_path):
     assert left.exists()
     with atomic.atomic_path(tmp_path/name) as tmp: tmp.write_text("x")
     assert not left.exists()
+
+
+def test_a_folder_is_flushed_without_threads_where_memory_is_limited(tmp_path, monkeypatch):
+    if atomic.resource is None: pytest.skip("no such limits here")
+    flushed = []
+    monkeypatch.setattr(atomic.resource, "getrlimit", lambda kind: (1 << 30, 1 << 30))
+    monkeypatch.setattr(atomic, "ThreadPoolExecutor", None)
+    monkeypatch.setattr(atomic, "_flush_one", flushed.append)
+    with atomic.atomic_path(tmp_path/"new") as tmp:
+        tmp.mkdir()
+        (tmp/"a").touch()
+    assert "a" in [path.name for path in flushed]
+
+
+@pytest.mark.parametrize("rival", ["folder", "file"])
+def test_a_folder_that_came_meanwhile_is_not_replaced(tmp_path, rival):
+    "Two commands with one output: the first one to end wins, and the other is told."
+    with pytest.raises(InputError, match="another command has written it meanwhile"), atomic.atomic_path(tmp_path/"out", new=True) as tmp:
+        tmp.mkdir()
+        (tmp/"mine").touch()
+        if rival == "folder": (tmp_path/"out").mkdir()
+        (tmp_path/"out"/"theirs" if rival == "folder" else tmp_path/"out").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"][:1 + (rival == "folder")]
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path/"out").mkdir()
+    with atomic.atomic_path(tmp_path/"out", new=True) as tmp:
+        tmp.mkdir()
+        (tmp/"mine").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+def test_what_a_library_still_writes_goes_too(tmp_path):
+    "As zarr does, whose threads go on for a moment after an interruption."
+    stop, began = threading.Event(), threading.Event()
+    def write(folder):
+        for i in range(20):
+            if stop.wait(.01): return
+            if folder.parent.is_dir():
+                folder.mkdir(exist_ok=True)
+                (folder/f"{i}").touch()
+            began.set()
+    with pytest.raises(KeyboardInterrupt), atomic.atomic_path(tmp_path/"out") as tmp:
+        writer = threading.Thread(target=write, args=(tmp,))
+        writer.start()
+        began.wait()
+        raise KeyboardInterrupt
+    stop.set()
+    writer.join()
+    assert not list(tmp_path.iterdir())

@@ -3,7 +3,7 @@ import pytest
 
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError
-from ctseg.core.folders import made_folder
+from ctseg.core.folders import alone_in, lock_folder, made_folder
 
 
 @pytest.mark.parametrize("name", ["one/two/file", "one/" + "x"*300 + "/file", "one/" + "x"*300])
@@ -23,3 +23,18 @@ def test_a_folder_that_was_there_or_holds_something_stays(tmp_path):
             if kept: (tmp_path/name/"file").touch()
             raise KeyError
         assert [p.name for p in (tmp_path/"mine").iterdir()] == kept and (tmp_path/"mine") not in made
+
+
+def test_a_folder_is_for_one_writer(tmp_path):
+    with alone_in(tmp_path/"out", tmp_path/"out"):
+        with pytest.raises(InputError, match="another command is writing it"):
+            with alone_in(tmp_path/"out", tmp_path/"out"): pass
+    with alone_in(tmp_path/"out", tmp_path/"out"): (tmp_path/"out"/"a").touch()
+    with pytest.raises(KeyError), alone_in(tmp_path/"new", tmp_path/"new"): raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_without_locks_everybody_may_write(tmp_path, monkeypatch):
+    monkeypatch.setattr("ctseg.core.folders.fcntl", None)
+    assert lock_folder(tmp_path) is None
+    with alone_in(tmp_path, tmp_path), alone_in(tmp_path, tmp_path): pass

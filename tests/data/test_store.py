@@ -129,9 +129,9 @@ def test_from_a_folder(tmp_path, slices, annotated, compress):
     assert store_notes(tmp_path/"s") == {"patients": True, "colour": "blue"} and has_test(tmp_path/"s")
 
 
-def test_groups_without_patients(data):
+def test_groups_without_patients(data, tmp_path):
     (data/"patients.json").unlink()
-    stored = store_challenge(data, data/"s")
+    stored = store_challenge(data, tmp_path/"s")
     assert np.array_equal(stored["train"].groups, read_challenge(data).groups)
 
 

@@ -172,19 +172,24 @@ def test_a_segment_off_the_volume_is_unknown(case, tmp_path):
     assert "meets its series" in one_line(e)
 
 
-@pytest.mark.parametrize("kind", ["LABELMAP", "FRACTIONAL"])
-def test_other_types_by_highdicom(case, kind, tmp_path):
-    series, labels, seg, path = case
+def by_highdicom(series, labels, pixels, kind):
+    "A SEG of another kind, of the pixels of each slice."
     descriptions = make_segmentation(series, labels, TWO, "v000").SegmentSequence
     sources = [pydicom.dcmread(p) for p in series.paths]
-    stack = labels.transpose(2, 1, 0)
-    pixels = stack if kind == "LABELMAP" else np.stack([stack == 1, stack == 2], -1).astype(np.float32)
     about = (highdicom.UID(), 1, highdicom.UID(), 1, "m", "m", "1", "1")
     for source in sources:
         for tag in ("AccessionNumber", "PatientSex", "StudyID", "StudyTime"):
             setattr(source, tag, "")
         source.ReferringPhysicianName = ""
-    highdicom.seg.Segmentation(sources, pixels, kind, list(descriptions), *about).save_as(path)
+    return highdicom.seg.Segmentation(sources, pixels, kind, list(descriptions), *about)
+
+
+@pytest.mark.parametrize("kind", ["LABELMAP", "FRACTIONAL"])
+def test_other_types_by_highdicom(case, kind, tmp_path):
+    series, labels, seg, path = case
+    stack = labels.transpose(2, 1, 0)
+    pixels = stack if kind == "LABELMAP" else np.stack([stack == 1, stack == 2], -1).astype(np.float32)
+    by_highdicom(series, labels, pixels, kind).save_as(path)
     assert same(read_segments(path, series), labels)
 
 
@@ -263,6 +268,19 @@ def test_a_segment_without_frames_is_unknown(case, tmp_path):
     assert read_challenge(tmp_path / "looked").known.all()
 
 
+def test_what_is_too_faint_to_be_drawn_is_not_absent(case, tmp_path):
+    "A fraction below one half draws nothing, but the slice is not without the structure."
+    series, labels, _, _ = case
+    shares = labels.transpose(2, 1, 0)[..., None] == [1, 2]
+    shares = shares.astype(np.float32)
+    shares[4, 6, 5, 0] = 0.3
+    by_highdicom(series, labels, shares, "FRACTIONAL").save_as(tmp_path / "src" / "seg.dcm")
+    import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    s = read_challenge(tmp_path / "out")
+    drawn = (s.masks == 1).any((1, 2))
+    assert drawn.sum() == 3 and (~s.known[:, 0]).sum() == 1 and not drawn[~s.known[:, 0]].any()
+
+
 def test_two_objects_that_draw_one_structure_differently_are_told(case, tmp_path):
     series, labels, seg, path = case
     for name in ("a.dcm", "a copy.dcm"): seg.save_as(tmp_path / "src" / name)
@@ -282,6 +300,10 @@ def other_rows(seg):
 
 def cut_off(seg):
     seg.PixelData = seg.PixelData[: len(seg.PixelData) // 2]
+
+
+def no_pixels(seg):
+    del seg.PixelData
 
 
 def one_number(seg):
@@ -309,7 +331,7 @@ def test_a_seg_in_a_syntax_that_nothing_decodes_is_told(case, tmp_path):
         import_dicom(tmp_path / "src", tmp_path / "out")
 
 
-@pytest.mark.parametrize("spoil", [fewer_places, other_rows, cut_off, one_number, no_segments, unknown_segment])
+@pytest.mark.parametrize("spoil", [fewer_places, other_rows, cut_off, no_pixels, one_number, no_segments, unknown_segment])
 def test_parts_that_contradict_each_other(case, spoil, tmp_path):
     "Read as they are, what somebody drew would be missing or called another name."
     series, labels, seg, path = case

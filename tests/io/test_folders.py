@@ -35,6 +35,17 @@ def test_round_trip_is_exact(tmp_path, kw):
         assert (b == v.labels).all()
 
 
+def test_a_second_import_of_one_output_is_told(tmp_path):
+    "Its parts would be mixed with those of the first."
+    def load():
+        with pytest.raises(InputError, match="another command is writing it"):
+            write_volumes([Case("b", lambda: volume(1))], tmp_path/"out", TWO, Slicing())
+        return volume(0)
+    write_volumes([Case("a", load)], tmp_path/"out", TWO, Slicing())
+    assert (put_back(read_challenge(tmp_path/"out"), tmp_path/"out")["v000"] == volume(0).labels).all()
+    assert not list(tmp_path.glob("*.parts"))
+
+
 def test_crop_and_left_out_slices_are_missing_not_background(tmp_path):
     v = volume(0, (16, 16, 6), np.eye(4))
     write_volumes([Case("c", lambda: v)], tmp_path / "out", TWO, Slicing(size=8, every=2))

@@ -386,6 +386,38 @@ def test_bad_files_are_one_line_and_nothing_is_written(d, damage, says):
     assert not (d/"out").exists()
 
 
+@pytest.mark.parametrize("image, mask, says", [
+    ("IMG_7", "img_7", "IMG_7.png is there: give both one name"),
+    ("7", "007", "7.png is there: give both one name"),
+    ("\u00fc7", "u\u03087", "in the same coding of their letters"),
+])
+def test_a_mask_that_is_called_almost_as_its_image_is_told(d, image, mask, says):
+    save(d/"images"/f"{image}.png", IMAGES[0])
+    masks, labelling = prepared(d, by_folder)
+    save(d/"masks"/"liver"/f"{mask}.png", MASKS[0] == 1)
+    told(lambda: import_png(d/"images", masks, d/"out", labelling), "there is no image for it", says)
+
+
+def test_an_offset_that_is_forgotten_is_told(d):
+    "Values with 1024 added are shown far too bright."
+    masks, labelling = prepared(d, indexed)
+    hounsfield = rng.normal(0, 200, IMAGES.shape).clip(-1000, 1000)
+    for stem, image in zip(STEMS, hounsfield + 1024):
+        Image.fromarray(image.astype(np.uint16)).save(d/"images"/f"{stem}.png")
+    def notes(name, **how):
+        return import_png(d/"images", masks, d/name, labelling, Pictures(Grey("soft", **how)))["notes"]
+    assert notes("right", offset=-1024) == []
+    assert len(notes("wrong")) == 1 and "1024 may have been added" in notes("another")[0]
+
+
+def test_test_images_that_are_trained_on_are_told(d):
+    masks, labelling = prepared(d, indexed)
+    save(d/"test"/"new.png", 255 - IMAGES[0])
+    save(d/"test"/"again.png", IMAGES[3])
+    facts = import_png(d/"images", masks, d/"out", labelling, Pictures(test=d/"test"))
+    assert "1 of 2 test images are training images too, such as again.png" in facts["notes"][0]
+
+
 @pytest.mark.parametrize("values, "
                          "says", [({7: 3}, "value 7 at row 3, column 0 is no class"), ({255: 3}, "pixels to be ignored are 255 in y_train.csv")])
 def test_values_that_are_no_class(d, values, says):

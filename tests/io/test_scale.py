@@ -107,6 +107,25 @@ def test_two_affines_that_contradict_each_other_are_told(tmp_path):
     assert read_scan(tmp_path / "b.nii")[2] == ()
 
 
+@pytest.mark.parametrize("unit, told", [("meter", "metres"), ("micron", "micrometres"), ("mm", ""), ("unknown", "")])
+def test_a_unit_that_the_voxels_cannot_have_is_told(tmp_path, unit, told):
+    image = nib.Nifti1Image(NOISE, GRID)
+    image.header.set_xyzt_units(unit, "sec")
+    nib.save(image, tmp_path / "a.nii")
+    _, affine, notes = read_scan(tmp_path / "a.nii")
+    assert np.allclose(affine, GRID)
+    assert (f"lengths in {told}; they were taken as mm" in " ".join(notes)) == bool(told) and len(notes) == bool(told)
+
+
+def test_a_qform_that_is_no_rotation_is_told(tmp_path):
+    image = nib.Nifti1Image(NOISE, GRID)
+    image.set_sform(GRID, 1)
+    image.header["qform_code"], image.header["quatern_b"], image.header["quatern_c"] = 1, .9, .9
+    nib.save(image, tmp_path / "a.nii")
+    _, affine, notes = read_scan(tmp_path / "a.nii")
+    assert np.allclose(affine, GRID) and "no rotation" in notes[0]
+
+
 @pytest.mark.parametrize("shape", [(1, 14, 6), (16, 1, 6), (1, 1, 1)])
 def test_a_picture_of_another_plane_is_refused(tmp_path, shape):
     save(NOISE[tuple(slice(n) for n in shape)]*9, tmp_path / "src/a.nii.gz", np.eye(4))

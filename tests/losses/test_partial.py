@@ -8,6 +8,7 @@ from helpers.loss_cases import certain, channels, loss_case
 from torch.nn import functional as F
 
 from ctseg.core.errors import InputError
+from ctseg.losses.registry import create_loss
 from ctseg.losses.partial import (
     PlainCrossEntropyDiceLoss,
     PlainDiceLoss,
@@ -186,3 +187,15 @@ def test_without_known_all_is_examined():
             SoftmaxLoss().batch_sums(z, mask, torch.ones_like(known), w),
         ):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["marginal", "masked"])
+def test_known_is_true_or_false(name):
+    "A share of trust would count as certainty, and NaN as well."
+    loss, softmax = create_loss(name), name == "marginal"
+    logits, mask, known = torch.randn(2, 3 + softmax, 8, 8), torch.randint(0, 4, (2, 8, 8)), torch.tensor([[1, 0, 1], [0, 1, 1]])
+    assert torch.equal(loss(logits, mask, known.float()), loss(logits, mask, known.bool()))
+    for odd in (.5, 2, float("nan")):
+        with pytest.raises(InputError, match="known holds .*; how much a pixel counts is said by weight"):
+            loss(logits, mask, known*odd)
+    with pytest.raises(InputError, match="with pixels"): loss(logits[:0], mask[:0], known[:0])

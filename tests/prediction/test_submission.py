@@ -180,3 +180,9 @@ def test_the_names_of_the_classes_are_found_from_inside_the_folder(world, tmp_pa
     monkeypatch.chdir(tmp_path/"other"/"test-images")
     code, _, err = ctseg("predict", world/"a", "--images", ".", "--out", tmp_path/"s.csv", "--device", "cpu")
     assert code == 2 and "other classes than the run's" in err and not (tmp_path/"s.csv").exists()
+
+
+def test_two_images_of_one_name_are_told_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match="^two images are called a.png; expected a name of its own for each$"):
+        write_submission(np.zeros((2, 4, 4), np.uint8), ["a.png", "a.png"], tmp_path/"sub.csv")
+    assert not list(tmp_path.iterdir())

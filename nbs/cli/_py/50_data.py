@@ -25,6 +25,7 @@ from ctseg.cli.slices import (
     fitting_options, png_options, where_to, without_none,
 )
 from ctseg.core.errors import did_you_mean
+from ctseg.core.paths import refuse_inside
 
 # %%
 #| hide
@@ -172,7 +173,8 @@ def import_kind(
     kinds = importers()
     if kind not in kinds:
         raise did_you_mean("kind of data", kind, kinds)
-    places = where_to(kind, places)
+    *read, out = places = where_to(kind, places)
+    refuse_inside(out, [*read, only_png["test"]])
     takes = inspect.signature(kinds[kind]).parameters
     how = work_options(kind, takes, work)
     if kind == "png":

@@ -19,6 +19,7 @@ from ctseg.cli.console import app, print_facts
 from ctseg.cli.options import begins, refuse_replacing
 from ctseg.cli.slices import FIRST, FORM, GIVEN, IDS, LIKE, ORDER, VALUES, fitting_options, write_rle
 from ctseg.core.errors import InputError, did_you_mean
+from ctseg.core.paths import refuse_inside
 
 # %%
 #| hide
@@ -146,6 +147,8 @@ def export_(
     given = locals() | {"slices": slices or None, "keep_patient": keep_patient or None}
     check_export(kind, {name: given[name] for names in TAKES.values() for name in names.split()})
     refuse_replacing([out], [folder, masks, like, classes])
+    if kind not in ("rle", "onnx"):  # which are files
+        refuse_inside(out, [folder, masks, source])
     print_facts((export_kind(given) or {}) | {"written": out})
 
 

@@ -13,6 +13,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+from ctseg.core.errors import InputError
+
 # %%
 #| hide
 import tempfile
@@ -63,3 +70,45 @@ with tempfile.TemporaryDirectory() as d:
     remove_empty(made)
     try: make_folder(Path(d)/"one"/("x"*300))  # longer than a disk takes
     except OSError: test_eq(list(Path(d).iterdir()), [])
+
+
+# %% [markdown]
+# Two commands that write one folder at a time would mix their files. The first one locks a folder; the second is told.
+
+# %%
+#| export
+def lock_folder(folder: Path) -> int | None:
+    "A descriptor that locks the folder until it is closed; None where there are no locks. `BlockingIOError` if another process holds it."
+    if fcntl is None: return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return None
+
+def in_work(out: Path) -> InputError:
+    "The error for an output that another process is writing."
+    return InputError(f"{out}: another command is writing it; wait for it, or choose another name")
+
+@contextlib.contextmanager
+def alone_in(folder: Path, out: Path) -> Iterator[None]:
+    "`made_folder`, held within the block by this process, which writes `out`; `InputError` if another one holds it."
+    with made_folder(folder):
+        try: descriptor = lock_folder(folder)
+        except (BlockingIOError, FileNotFoundError): raise in_work(out) from None
+        try:
+            yield
+        finally:
+            if descriptor is not None: os.close(descriptor)
+
+
+# %%
+with tempfile.TemporaryDirectory() as d, alone_in(Path(d)/"work", Path("out")):
+    try:
+        with alone_in(Path(d)/"work", Path("out")): pass
+    except InputError as e: print(e)

@@ -16,7 +16,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ctseg.core.errors import InputError
@@ -47,6 +47,7 @@ DISK_ERRORS = {
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EEXIST: "a part of the path is a file, not a folder",
     errno.EISDIR: "it is a folder",
+    errno.ELOOP: "a part of the path is a link that leads to itself",
     errno.ENAMETOOLONG: "the name is too long",
     errno.EFBIG: "it would be larger than a file may be here (`ulimit -f`)",
     errno.ESPIPE: "this kind of file needs a file on a disk, not a pipe",
@@ -137,12 +138,43 @@ def refuse_nameless(path: Path) -> None:
     if path.name == "..":
         raise InputError(f"cannot write {path}: it does not end in a name; give one")
 
+def refuse_loop(path: Path) -> None:
+    "`InputError` for a link that leads to itself."
+    if path.is_symlink() and real_path(path).is_symlink():
+        raise InputError(f"cannot write {path}: it is a link that leads to itself")
+
+def refuse_existing(path: Path) -> None:
+    "`InputError` where something is already, and for a link that leads to itself."
+    refuse_loop(path)
+    if path.exists():
+        raise InputError(f"{path}: exists already; choose another place, or remove it first")
+
 
 # %%
 test_eq(real_path("."), Path.cwd())
 for wrong in (lambda: real_path("a\0b"), lambda: refuse_nameless(Path("new/.."))):
     try: wrong()
     except InputError as e: print(e)
+
+
+# %% [markdown]
+# A folder that is read is to stay as it is: results inside of it would be found as input the next time.
+
+# %%
+#| export
+def refuse_inside(out: str | Path, places: Iterable[str | Path | None]) -> None:
+    "`InputError` for an output that is one of the folders that are read, or lies in one."
+    real = real_path(out)
+    for place in places:
+        if not place or not os.path.isdir(place): continue
+        if real.is_relative_to(real_path(place)):
+            raise InputError(f"{out}: lies in {place}, which is read; choose a place outside of it")
+
+
+# %%
+refuse_inside("results", ["no folder", None])
+try: refuse_inside("results", ["."])
+except InputError as e: print(e)
 
 # %% [markdown]
 # ## Names from elsewhere

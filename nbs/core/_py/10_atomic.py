@@ -25,13 +25,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 try:
-    import fcntl
+    import resource
 except ImportError:  # Windows
-    fcntl = None
+    resource = None
 
 from ctseg.core.errors import InputError
-from ctseg.core.folders import made_folder
-from ctseg.core.paths import disk_errors, real_path, refuse_nameless
+from ctseg.core.folders import lock_folder, made_folder
+from ctseg.core.paths import disk_errors, real_path, refuse_loop, refuse_nameless
 
 # %%
 #| hide
@@ -63,10 +63,8 @@ def _is_stream(path: Path) -> bool:
 def _final_path(path: Path) -> Path:
     "Where a write to `path` ends up: the target of a link, else `path` itself; `InputError` if that is no place."
     refuse_nameless(path)
-    if not path.is_symlink(): return path
-    final = real_path(path)
-    if not final.is_symlink(): return final
-    raise InputError(f"cannot write {path}: it is a link that leads to itself")
+    refuse_loop(path)
+    return real_path(path) if path.is_symlink() else path
 
 
 # %% [markdown]
@@ -129,6 +127,16 @@ def _put_in_place(new: Path, path: Path, aside: Path) -> None:
     if new.is_dir() and path.is_dir(): os.replace(path, aside)
     os.replace(new, path)
 
+def _put_new(new: Path, path: Path) -> None:
+    "Rename a folder to `path`, where nothing is, or an empty folder; `InputError` for anything else."
+    with contextlib.suppress(OSError): path.rmdir()
+    try:
+        if path.exists(): raise FileExistsError
+        os.rename(new, path)
+    except OSError as e:
+        if not path.exists(): raise
+        raise InputError(f"{path}: another command has written it meanwhile; choose another name") from e
+
 
 # %%
 #| export
@@ -148,17 +156,6 @@ def remove(path: Path) -> None:
 
 # %%
 #| export
-def _lock_folder(folder: Path) -> int | None:
-    "A descriptor that locks the folder until it is closed; None if another process holds the lock, or none can be had."
-    if fcntl is None: return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
 def _hold_prefix(path: Path) -> str:
     "How the names of temporary folders beside `path` begin; short enough for any name that the disk takes."
     name = os.fsencode(path.name)
@@ -169,7 +166,7 @@ def sweep(path: Path, older_than: float = 60.) -> None:
     for left in path.parent.glob(f"{glob.escape(_hold_prefix(path))}*{PART}"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime < older_than: continue
-            lock = _lock_folder(left)
+            lock = lock_folder(left)
             if lock is None: continue
             _put_back(path, left/_OLD)
             shutil.rmtree(left, ignore_errors=True)
@@ -180,7 +177,7 @@ def sweep(path: Path, older_than: float = 60.) -> None:
 with tempfile.TemporaryDirectory() as d:
     left = Path(d)/f".a.txt.killed{PART}"
     left.mkdir()
-    lock = _lock_folder(left)                    # as a living writer does
+    lock = lock_folder(left)                    # as a living writer does
     sweep(Path(d)/"a.txt", older_than=-1)
     test_eq(left.exists(), True)
     if lock is not None: os.close(lock)         # as the system does when the writer ends
@@ -197,9 +194,20 @@ def flush_to_disk(path: Path) -> None:
     "Wait until a file, or a folder with all it holds, is on the disk; folders only where the system can do that."
     if path.is_dir():
         inside = [p for p in path.rglob("*") if not p.is_symlink()]
-        with ThreadPoolExecutor(16) as pool:  # a disk takes many at once
-            list(pool.map(_flush_one, inside))  # raises what went wrong
+        _flush_all(inside)
     _flush_one(path)
+
+def _flush_all(paths: list[Path]) -> None:
+    "Many at once, as a disk takes them; one after the other where memory is limited."
+    if _memory_is_limited():  # Python may wait for ever for a thread that finds no room
+        for path in paths: _flush_one(path)
+        return
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(_flush_one, paths))  # raises what went wrong
+
+def _memory_is_limited() -> bool:
+    "Is there a limit of this process (`ulimit -v`)? Each thread reserves some 100 MB of it."
+    return resource is not None and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 def _flush_one(path: Path) -> None:
     "Wait until one file, or the names in one folder, are on the disk."
@@ -224,14 +232,22 @@ with tempfile.TemporaryDirectory() as d:
     flush_to_disk(Path(d))
     test_eq((Path(d)/"a.txt").read_text(), "kept")
 
-
 # %% [markdown]
 # Now the pieces are put together. What is made for a write is taken away again by who made it: first the temporary folder, then the [folders](08_folders.ipynb) above.
 
 # %%
 #| export
+_TRIES = 5
+
 def _clear(hold: Path) -> None:
-    "Remove a temporary folder as far as that goes, with one descriptor at a time: there may be no more of them."
+    "Remove a temporary folder as far as that goes. A library that was interrupted may still write into it for a moment."
+    for attempt in range(_TRIES):
+        if attempt: time.sleep(.1)
+        _remove_inside(hold)
+        if not hold.exists(): return
+
+def _remove_inside(hold: Path) -> None:
+    "Remove a folder and what is in it, with one descriptor at a time: there may be no more of them."
     for place, folders, files in os.walk(hold, topdown=False):
         for path in (Path(place)/name for name in (*files, *folders)):
             with contextlib.suppress(OSError):
@@ -253,7 +269,7 @@ def _folder_beside(path: Path) -> Iterator[Path]:
         raise InputError(f"cannot write {path}: no file can be made there; choose another folder") from None
     lock = None
     try:
-        lock = _lock_folder(hold)
+        lock = lock_folder(hold)
         yield hold
     finally:
         _put_back(path, hold/_OLD)
@@ -275,14 +291,15 @@ with tempfile.TemporaryDirectory() as d:
 # %%
 #| export
 @contextlib.contextmanager
-def _replacing(path: Path, private: bool) -> Iterator[Path]:
+def _replacing(path: Path, private: bool, new_only: bool) -> Iterator[Path]:
     "A temporary path; what is there at the end of the block takes the place of `path`, on the disk and all at once."
     with made_folder(path.parent) as made, _folder_beside(path) as hold:
         new = hold/path.name
         yield new
         if private: os.chmod(new, 0o600)
         flush_to_disk(new)
-        _put_in_place(new, path, hold/_OLD)
+        if new_only: _put_new(new, path)
+        else: _put_in_place(new, path, hold/_OLD)
         for folder in (path, *made): _flush_one(folder.parent)
 
 def _asked_for(path: Path) -> Path:
@@ -293,12 +310,13 @@ def _asked_for(path: Path) -> Path:
 def atomic_path(
     path: str | Path, # the final path, a file or a folder
     private: bool = False, # nobody else may read it
+    new: bool = False, # a folder: `InputError` if something has come to its place meanwhile
 ) -> Iterator[Path]: # a temporary path beside it, with the same name
     "Write to the temporary path that is yielded; it takes the name `path` when the block ends well, and goes when it fails."
     path = Path(path)
     stream = _is_stream(path)
     if not stream: path = _final_path(path)
-    write = _with_reader(path) if stream else _replacing(path, private)
+    write = _with_reader(path) if stream else _replacing(path, private, new)
     with disk_errors(_asked_for(path)), write as target: yield target
 
 

@@ -17,7 +17,9 @@
 import io
 import re
 import struct
+import unicodedata
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,31 @@ def natural_key(name: str) -> list:
 names = "10.png 2.png a10.png a9.png 01.png 1.png ².png".split()
 print(*sorted(names, key=natural_key))
 test_eq(sorted(names, key=natural_key), "01.png 1.png 2.png 10.png a9.png a10.png ².png".split())
+
+
+# %% [markdown]
+# A table or a mask may name an image in another way: with its folder, in capitals, without leading zeros, or in the letters of a Mac.
+
+# %%
+#| export
+def _bare(name: str) -> str:
+    "The name of an image without folder, ending, spaces and leading zeros, in small letters of one coding."
+    last = unicodedata.normalize("NFC", name).replace("\\", "/").rpartition("/")[2]
+    stem = last.strip().lower().removesuffix(".png")
+    return stem.lstrip("0") or stem[-1:]  # an image may be called 0
+
+def spelt_otherwise(name: str, images: Iterable[str]) -> str:
+    "The image that a name means which none has; \"\" if it means none, or several."
+    meant = [image for image in images if _bare(image) == _bare(name)]
+    return meant[0] if len(meant) == 1 else ""
+
+def same_letters(name: str, other: str) -> bool:
+    "Are two names the same but for the coding of their letters (NFC or NFD)?"
+    return unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other)
+
+
+# %%
+print([spelt_otherwise(name, ["7.png", "a.png"]) for name in ("slices/007.PNG", "A", "b.png")])
 
 
 # %% [markdown]

@@ -31,7 +31,7 @@ import numpy as np
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError, did_you_mean
-from ctseg.core.paths import refuse_special
+from ctseg.core.paths import refuse_existing, refuse_special
 from ctseg.core.schema import (
     HOW_CUT, SPAN, anything, fields, fit_schema, listed, mapped, maybe, number, text,
 )
@@ -209,9 +209,8 @@ def write_store(
     splits = {"train": slices} if isinstance(slices, SliceSet) else slices
     content = splits, notes or {}, arrays or {}
     if isinstance(place, Path):
-        if place.exists():
-            raise InputError(f"{place}: exists already; choose another place, or remove it first")
-        with atomic_path(place) as tmp:
+        refuse_existing(place)
+        with atomic_path(place, new=True) as tmp:
             _write_splits(zarr.open_group(tmp, mode="w"), *content)
             for path in beside: shutil.copyfile(path, tmp/path.name)
         return

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ctseg.core.errors import InputError
+from ctseg.core.paths import refuse_existing, refuse_inside
 from ctseg.data.challenge import check_challenge, open_challenge, read_challenge, slice_facts
 from ctseg.data.images import open_images
 from ctseg.data.lazy import LazyPixels
@@ -80,6 +81,12 @@ def has_test(place: str|Path) -> bool:
     if is_store(place): return "test" in store_splits(place)
     return os.path.lexists(Path(place)/"test-images")
 
+def refuse_among_slices(out: str|Path, place: SliceSet|str|Path|None):
+    "`InputError` for a run folder in a store, or among the images of a challenge folder; beside them it may lie."
+    if not isinstance(place, (str, Path)): return
+    images = [Path(place)/f"{split}-images" for split in ("train", "test")]
+    refuse_inside(out, [place] if is_store(place) else images)
+
 def knows_patients(place: str|Path) -> bool:
     "Whether the groups of the slices are patients, and not near-duplicates."
     if is_store(place): return bool(store_notes(place).get("patients"))
@@ -103,6 +110,10 @@ def store_challenge(
 ) -> dict[str, SliceSet]: # the splits of the store
     "Write a challenge folder as a store, in the memory of some megabytes and of the index."
     splits = ["train", "test"] if has_test(folder) else ["train"]
+    place = store_place(out)
+    if isinstance(place, Path):
+        refuse_existing(place)
+        refuse_inside(place, [folder])
     with tempfile.TemporaryDirectory(dir=scratch) as spool:
         slices = {split: open_challenge(folder, split, annotated, spool=Path(spool)) for split in splits}
         write_store(slices, out, {"patients": knows_patients(folder)} | (notes or {}), arrays, beside)

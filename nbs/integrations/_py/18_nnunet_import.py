@@ -145,7 +145,7 @@ def _import_slices(
     if store:
         write_store(splits, out, {"patients": True})
     else:
-        with atomic_path(new_folder(out)) as root:
+        with atomic_path(new_folder(out), new=True) as root:
             for split, slices in splits.items():
                 write_challenge(slices, root, split)
     counts = {split: len(slices) for split, slices in splits.items()}

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from multiprocessing import get_all_start_methods, get_context
@@ -27,7 +27,7 @@ from ctseg import __version__
 from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError
-from ctseg.core.folders import made_folder
+from ctseg.core.folders import alone_in, made_folder
 from ctseg.core.schema import check_whole
 from ctseg.core.threads import allowed_cpus
 from ctseg.data.slices import known_after_resize, present_classes
@@ -421,6 +421,17 @@ def parts_folder(out: Path) -> Path:
 print(parts_folder(work/"out").name)
 (work/"taken.parts").mkdir()
 test_fail(lambda: parts_folder(work/"taken"), contains="is in the way")
+
+
+# %%
+#| export
+@contextmanager
+def held_parts(out: Path) -> Iterator[Path]:
+    "The folder of parts, made and held within the block: a second import into `out` would mix its parts with these."
+    folder = parts_folder(out)
+    with alone_in(folder, out):
+        (folder/_MARK).write_text(_MARK_TEXT)
+        yield folder
 
 
 # %%

@@ -21,6 +21,7 @@ from typing import Any
 
 from ctseg.core.errors import InputError
 from ctseg.core.json_files import write_json
+from ctseg.core.paths import refuse_existing
 from ctseg.data.slices import SliceSet
 from ctseg.data.store import import_zarr, store_place, write_store
 from ctseg.io.imported import slicing_of
@@ -54,8 +55,7 @@ def check_store_place(out: str|Path):
     place = store_place(out)
     if isinstance(place, str):
         raise InputError(f"{place}: an import writes its store into a folder; copy it there afterwards")
-    if place.exists():
-        raise InputError(f"{place}: exists already; choose another place, or remove it first")
+    refuse_existing(place)
 
 
 # %%

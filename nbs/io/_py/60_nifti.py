@@ -278,21 +278,29 @@ test_fail(
 )
 test_fail(lambda: read_label_map(work/"scan.nii.gz", hu.shape, affine), contains="not a label map")
 
-
 # %% [markdown]
 # ## A scan
 #
 # What is told of a scan that is [plainly not in Hounsfield units](32_scale.ipynb) or a label map in truth holds for imports and for
 # `ctseg segment`. A header may also say twice where the voxels lie, and contradict itself: `sform` counts then, and that is told.
+# It may give its lengths in metres or micrometres, though the voxels have the size of millimetres: some programs scale by the unit, others ignore it.
 
 # %%
 #| export
-def _affine_notes(path) -> tuple[str, ...]:
-    "What to tell of a file whose two affines contradict each other."
-    image = import_volumes_package("nibabel").load(os.path.abspath(path))  # of which only the header is read
-    (sform, one), (qform, two) = image.header.get_sform(coded=True), image.header.get_qform(coded=True)
-    if not one or not two: return ()
-    distance = _distance_mm(image.shape[:3], sform, qform)
+_OTHER_UNITS = {1: "metres", 3: "micrometres"} # by their code in a header
+
+def _unit_notes(header, path) -> tuple[str, ...]:
+    "What to tell of a header whose unit of length is not the millimetre."
+    unit = _OTHER_UNITS.get(int(header["xyzt_units"]) & 7)
+    return (f"{path}: its header gives lengths in {unit}; they were taken as mm",) if unit else ()
+
+def _affine_notes(header, path) -> tuple[str, ...]:
+    "What to tell of a header whose two affines contradict each other."
+    if not header["sform_code"] or not header["qform_code"]: return ()
+    try: qform = header.get_qform()
+    except ValueError:
+        return (f"{path}: its qform is no rotation; sform was taken",)
+    distance = _distance_mm(header.get_data_shape()[:3], header.get_sform(), qform)
     if distance <= _ONE_PLACE: return ()
     return (f"{path}: its sform and qform differ by up to {distance:.1f} mm; sform was taken",)
 
@@ -300,13 +308,15 @@ def read_scan(path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]: # voxels 
     "A NIfTI scan, and what is to be known of it. Raises `InputError` for a label map, and as `read_nifti` does."
     hu, affine = read_nifti(path)
     check_scan(hu, path)
-    return hu, affine, scale_notes(hu, path) + _affine_notes(path)
+    header = import_volumes_package("nibabel").load(os.path.abspath(path)).header
+    return hu, affine, scale_notes(hu, path) + _unit_notes(header, path) + _affine_notes(header, path)
 
 
 # %%
 print(read_scan(work/"scan.nii.gz")[2])
 twice = nib.load(work/"scan.nii.gz")
 twice.set_qform(np.diag([-1, 1, 1, 1])@twice.affine, 1)
+twice.header.set_xyzt_units("micron")
 nib.save(twice, work/"twice.nii.gz")
 print([note.split(": ")[1] for note in read_scan(work/"twice.nii.gz")[2]])
 (work/"twice.nii.gz").unlink()
@@ -409,7 +419,7 @@ def export_nifti(
     "Put predicted masks back onto the grids of their volumes, as NIfTI label maps."
     import_volumes_package("nibabel")
     out, facts = new_folder(out), {}
-    with atomic_path(out) as tmp:
+    with atomic_path(out, new=True) as tmp:
         tmp.mkdir()
         for volume in predicted_volumes(masks, folder, split):
             entry, path = volume.entry, tmp/f"{volume.id}.nii.gz"

@@ -346,7 +346,9 @@ def _unpacked(header) -> Iterator[np.ndarray]:
 #| export
 def _decoded(path: Path, header) -> Iterator[np.ndarray]:
     "The frames of a segmentation in order, [rows, columns]."
-    if not header.get("NumberOfFrames") or "PixelData" not in header: return
+    if not header.get("NumberOfFrames"): return
+    if "PixelData" not in header:
+        raise Misfit(f"its SEG has {header.NumberOfFrames} frames and no pixels; export it again")
     compressed = is_compressed(header)
     if not compressed: check_length(header)
     if int(header.BitsAllocated) == 1 and not compressed:
@@ -402,11 +404,11 @@ def _with_frames(frames: list[FramePlace], names: dict[int, str]) -> set[int]:
 #| export
 def _drawn_segments(
     path: Path, header, frames: list[FramePlace],
-) -> Iterator[tuple[FramePlace, int, np.ndarray]]:
-    "Each frame with the number of each segment drawn on it and its pixels, bool [rows, columns]."
+) -> Iterator[tuple[FramePlace, int, np.ndarray, bool]]:
+    "Each frame with the number of each segment drawn on it, its pixels bool [rows, columns], and whether it holds any, be they too faint to be drawn."
     for frame, pixels in zip(frames, _decoded(path, header)):
         for segment, drawn in _drawn(pixels, header, frame.segment).items():
-            yield frame, segment, drawn
+            yield frame, segment, drawn, bool(pixels.any())
 
 
 # %%
@@ -427,9 +429,10 @@ def read_segments(
     with_frames = _with_frames(frames, names)
     numbers = [n for n, name in names.items() if n in with_frames and (wanted is None or wanted(name))]
     masks = {number: np.zeros(series.shape, bool) for number in numbers}
+    held = {number: np.zeros(series.shape[-1], bool) for number in numbers}
     placer = _Placer(series, frame_shape(header))
     lost = 0
-    for frame, segment, drawn in _drawn_segments(path, header, frames):
+    for frame, segment, drawn, faint in _drawn_segments(path, header, frames):
         slices = taken[frame.number]
         if segment not in names:
             raise Misfit(f"its SEG has pixels of a segment {segment}, which it does not list; "
@@ -438,10 +441,11 @@ def read_segments(
         if not slices and drawn.any(): lost += 1
         for k in slices:
             masks[segment][..., k] |= placer.place(frame, drawn, k)
+            held[segment][k] |= faint
     notes = _notes(placer, lost, frames) + _off_slices(frames, taken, series)
     apart = slices_apart(taken)
     notes += _doubts(in_other_frame(series, header.get("FrameOfReferenceUID")), apart)
-    return Segments(_structures(masks, names, apart > 1), notes)
+    return Segments(_structures(masks, held, names, apart > 1), notes)
 
 
 # %% [markdown]
@@ -474,11 +478,13 @@ print(slices_apart([[3], [4], [4]]), slices_apart([[0], [4], [2]]), slices_apart
 
 # %%
 #| export
-def _structures(masks: dict[int, np.ndarray], names: dict[int, str], gaps: bool) -> list[DrawnStructure]:
-    "The masks with their names. With `gaps`, slices between two of a segment may hold it too."
+def _structures(
+    masks: dict[int, np.ndarray], held: dict[int, np.ndarray], names: dict[int, str], gaps: bool,
+) -> list[DrawnStructure]:
+    "The masks with their names, on the slices that hold them. With `gaps`, slices between two of a segment may hold it too."
     structures = []
     for number, mask in masks.items():
-        slices = mask.any((0, 1))
+        slices = mask.any((0, 1)) | held[number]
         if gaps and slices.any():
             first, last = np.flatnonzero(slices)[[0, -1]]
             slices[first:last + 1] = True
@@ -489,7 +495,8 @@ def _structures(masks: dict[int, np.ndarray], names: dict[int, str], gaps: bool)
 # %%
 drawn = np.zeros((1, 1, 6), bool)
 drawn[..., [1, 3]] = True
-print([_structures({1: drawn}, {1: "liver"}, gaps)[0].slices.astype(int) for gaps in (False, True)])
+held = {1: np.array([0, 1, 0, 1, 0, 1], bool)} # on the last slice too faint to be drawn
+print([_structures({1: drawn}, held, {1: "liver"}, gaps)[0].slices.astype(int) for gaps in (False, True)])
 
 
 # %%

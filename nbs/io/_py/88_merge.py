@@ -24,7 +24,7 @@ from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.filetypes import check_folder, instead_of
 from ctseg.core.json_files import read_json, write_json
-from ctseg.core.paths import real_path, safe_name
+from ctseg.core.paths import real_path, refuse_inside, safe_name
 from ctseg.core.tables import csv_cell
 from ctseg.core.unions import read_union_lists
 from ctseg.data.annotations import read_classes
@@ -131,8 +131,7 @@ def _check_folders(folders: list[Path], out: Path):
         if real in seen:
             raise InputError(f"{folder} and {seen[real]} are one folder; give it once")
         seen[real] = folder
-        if real in [real_path(out), *real_path(out).parents]:
-            raise InputError(f"{out}: lies in {folder}, which is to be merged; choose another place")
+    refuse_inside(out, folders)
 
 
 # %%
@@ -552,7 +551,7 @@ def merge(
     sources = find_sources(folders)
     plan = planned_classes(sources, rename, unions)
     frame = frame_of(sources, resize, size)
-    with atomic_path(out) as tmp:
+    with atomic_path(out, new=True) as tmp:
         gathered, rows = gather(sources, plan, frame, annotated, tmp.parent/"arrays")
         _check_examined_at_all(rows, folders)
         tmp.mkdir()

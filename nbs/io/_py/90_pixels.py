@@ -87,6 +87,13 @@ for wrong in (dict(window="sofd"), dict(window="40,0"), dict(offset=-1024.)):
 
 # %%
 #| export
+def read_units(path: Path, grey: Grey) -> np.ndarray: # float64 [H,W]
+    "The Hounsfield units of a 16-bit image [H,W], if scale and offset are right."
+    values = decode_png(path)
+    if values.ndim != 2 or values.dtype == np.uint8:
+        raise InputError(f"{path}: a 16-bit image with colours or transparency; expected grey alone")
+    return values*float(grey.scale) + grey.offset
+
 def read_grey(path, grey: Grey = Grey()) -> np.ndarray: # uint8 [H,W]
     "An image as 8-bit grey [H,W]. A window is for images of 16 bits, and these cannot do without."
     path = Path(path)
@@ -97,10 +104,7 @@ def read_grey(path, grey: Grey = Grey()) -> np.ndarray: # uint8 [H,W]
     if bits != 16 and grey.window is not None:
         raise InputError(f"{path}: {bits}-bit image, but the window is for images of 16 bits; leave it out")
     if grey.window is None: return read_pngs([path])[0]
-    values = decode_png(path)
-    if values.ndim != 2 or values.dtype == np.uint8:
-        raise InputError(f"{path}: a 16-bit image with colours or transparency; expected grey alone")
-    return to_8bit(values*float(grey.scale) + grey.offset, *grey.level_width)
+    return to_8bit(read_units(path, grey), *grey.level_width)
 
 
 # %%

@@ -17,7 +17,9 @@ import numpy as np
 from ctseg.core.errors import InputError
 from ctseg.core.filetypes import check_folder
 from ctseg.core.paths import refuse_special
-from ctseg.data.images import MAX_BYTES, OTHER_IMAGES, is_system_file, natural_key
+from ctseg.data.images import (
+    MAX_BYTES, OTHER_IMAGES, is_system_file, natural_key, same_letters, spelt_otherwise,
+)
 from ctseg.io.pixels import palette_of, read_values
 
 # %%
@@ -104,13 +106,18 @@ test_eq(split_name("008_liver", {"007"}), None)
 
 # %%
 #| export
-def _refuse_strangers(strangers: list[Path], images):
+def _refuse_strangers(strangers: list[Path], stems: Collection[str], images):
     "`InputError` for masks whose image is not there."
     if not strangers: return
     first, *others = strangers
     more = f" (nor for {len(others)} more masks)" if others else ""
-    raise InputError(f"{first}: there is no image for it in {images}{more}; add the images, "
-                     "or take these masks out")
+    remedy = "add the images, or take these masks out"
+    meant = spelt_otherwise(first.stem, stems)
+    if meant:
+        remedy = f"{meant}.png is there: give both one name"
+    if meant and same_letters(first.stem, meant):
+        remedy += ", and in the same coding of their letters (NFC or NFD)"
+    raise InputError(f"{first}: there is no image for it in {images}{more}; {remedy}")
 
 
 
@@ -141,7 +148,7 @@ def _by_name(paths: list[Path], stems: Collection[str], tokens: Collection[str],
     "The masks of a folder without folders: indexed, or a class a suffix."
     split = {path: split_name(path.stem, stems, tokens) for path in paths}
     strangers = [path for path, found in split.items() if found is None]
-    _refuse_strangers(strangers, images)
+    _refuse_strangers(strangers, stems, images)
     suffixes = {suffix for _, suffix in split.values()}
     files = MaskFiles()
     if len(suffixes) == 1 and _is_generic(*suffixes, tokens):
@@ -181,7 +188,7 @@ def _by_folder(folders: dict[Path, list[Path]], stems: Collection[str], images) 
                 strangers.append(path)
                 continue
             _enter(files.single.setdefault(stem, {}), token, path)
-    _refuse_strangers(strangers, images)
+    _refuse_strangers(strangers, stems, images)
     return files
 
 

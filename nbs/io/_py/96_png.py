@@ -8,6 +8,7 @@
 
 # %%
 #| export
+import hashlib
 import re
 import shutil
 import tempfile
@@ -25,7 +26,7 @@ from ctseg.core.schema import LONGEST, check_whole
 from ctseg.core.tables import once_each
 from ctseg.data.challenge import write_challenge
 from ctseg.data.images import image_paths, size_text
-from ctseg.data.lazy import LazyPixels, blank_like
+from ctseg.data.lazy import LazyPixels, blank_like, blocks
 from ctseg.data.slices import SliceSet, known_after_resize
 from ctseg.data.splits import near_duplicates
 from ctseg.data.spooled import FilePixels, know_values, put_slices, room_for
@@ -35,8 +36,9 @@ from ctseg.io.into_store import check_store_place
 from ctseg.io.mask_files import png_files
 from ctseg.io.mask_labels import Labelling, SourceMasks, known_on_images, read_labels
 from ctseg.io.outputs import new_folder
-from ctseg.io.pixels import Grey, read_grey
+from ctseg.io.pixels import Grey, read_grey, read_units
 from ctseg.io.renaming import read_renaming, with_new_names
+from ctseg.io.scale import scale_notes
 from ctseg.io.value_names import column_of, read_text_table
 from ctseg.io.volumes import class_flags
 
@@ -373,7 +375,7 @@ def _write(out: Path, slices: dict[str, SliceSet], splits: dict[str, Placed], st
         if store:
             notes = {"patients": True, "slicing": None, "neighbour_mm": {}}
             return write_store(slices, out, notes, beside=[index])
-        with atomic_path(out) as tmp:
+        with atomic_path(out, new=True) as tmp:
             tmp.mkdir()
             for split, those in slices.items():
                 write_challenge(those, tmp, split)
@@ -399,6 +401,38 @@ def _read_splits(images, masks, pictures: Pictures) -> dict[str, Placed]:
 
 # %%
 test_fail(lambda: _read_splits(work/"images", work/"images", Pictures()), contains="lie in one folder")
+
+# %% [markdown]
+# Two things are wrong without any file being damaged: a forgotten `--offset`, which makes organs white, and test images that are trained on.
+# Both are told.
+
+# %%
+#| export
+_LOOKED_AT = 16 # images that tell whether the values of all are Hounsfield units
+
+def _unit_notes(images, grey: Grey) -> tuple[str, ...]:
+    "What to tell of 16-bit images that are plainly not in Hounsfield units by their scale and offset."
+    if grey.window is None: return ()
+    paths = image_paths(images)
+    some = paths[::-(-len(paths)//_LOOKED_AT)]
+    units = [read_units(path, grey).ravel() for path in some]
+    notes = scale_notes(np.concatenate(units), images)
+    return tuple(f"{note}; say by scale and offset (--scale, --offset) what they mean" for note in notes)
+
+def _digests(placed: Placed) -> list[bytes]:
+    "What tells each image from all others."
+    return [hashlib.sha256(image.tobytes()).digest() for block in blocks(placed.images) for image in block]
+
+def _shared_notes(splits: dict[str, Placed]) -> tuple[str, ...]:
+    "What to tell of test images that are training images too."
+    if "test" not in splits: return ()
+    trained = set(_digests(splits["train"]))
+    of_test = zip(splits["test"].names, _digests(splits["test"]))
+    shared = [name for name, digest in of_test if digest in trained]
+    if not shared: return ()
+    return (f"{len(shared)} of {len(splits['test'].names)} test images are training images too, such as "
+            f"{shared[0]}; what is reached on them says nothing",)
+
 
 
 # %%
@@ -428,7 +462,7 @@ def import_png(
     facts = _facts(train, labels, pictures) | counts | names
     if "test" in splits:
         facts["test"] = len(splits["test"].names)
-    return facts
+    return facts | {"notes": [*_unit_notes(images, pictures.grey), *_shared_notes(splits)]}
 
 
 # %% [markdown]

@@ -185,7 +185,7 @@ def check_shapes(
     logits: torch.Tensor, mask: torch.Tensor, known: torch.Tensor, weight: torch.Tensor | None, C: int,
 ) -> None:
     "`InputError` unless mask [B,…] or [B,C,…], known [B,C] or [B,C,…], weight [B,1|C,…] fit logits [B,K,…]."
-    if logits.ndim < 3:
+    if logits.ndim < 3 or not logits.numel():
         raise InputError(f"logits are {tuple(logits.shape)}, expected [batch, channels, …] with pixels")
     check_mask_shape(logits, mask, C)
     B, K, *space = logits.shape
@@ -202,6 +202,18 @@ zeros, everything = torch.zeros(2, 8, 8, dtype=torch.long), torch.ones(2, 3, dty
 for wrong in ((zeros[:, 1:], everything), (zeros, everything[:, 1:])):
     try: check_shapes(logits, *wrong, weight=None, C=3)
     except InputError as e: print(e)
+
+
+# %%
+#| export
+def check_known(known: torch.Tensor) -> None:
+    "`InputError` unless all that is known is true or false, of any type."
+    if known.dtype == torch.bool: return
+    odd = (known != 0) & (known != 1)
+    if odd.any():
+        value = known[odd][0].item()
+        remedy = "how much a pixel counts is said by weight"
+        raise InputError(f"known holds {value:g}, expected true or false; {remedy}")
 
 
 # %%
@@ -322,6 +334,7 @@ def as_target(
     C = logits.shape[1] - softmax
     mask = without_channel(mask, logits)
     check_shapes(logits, mask, known, weight, C)
+    check_known(known)
     overlapping = mask.ndim == logits.ndim
     if check_labels(mask, 1 if overlapping else C):
         mask, weight = without_ignored(mask, weight, sum_dtype(logits), overlapping)

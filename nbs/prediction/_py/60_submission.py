@@ -25,7 +25,7 @@ from ctseg.core.anatomy import ClassMap
 from ctseg.core.arguments import checks_arguments
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError, some_of
-from ctseg.core.paths import real_path, refuse_folder
+from ctseg.core.paths import real_path, refuse_existing, refuse_folder, refuse_inside
 from ctseg.data.images import other_images
 from ctseg.data.lazy import LazyPixels, blank_like, blocks, seen_values
 from ctseg.data.mask_csv import PixelRows, check_names, write_masks
@@ -34,7 +34,7 @@ from ctseg.data.slices import SliceSet
 from ctseg.data.sources import has_test, images_at
 from ctseg.data.spooled import FilePixels, know_values
 from ctseg.data.stacks import Stacks
-from ctseg.data.store import write_store
+from ctseg.data.store import is_store, write_store
 from ctseg.inference.loop import Each, batches
 from ctseg.inference.rule import decide
 from ctseg.io.neighbours import index_places, neighbour_mm, place_and_split, place_stacks, with_neighbours
@@ -147,14 +147,14 @@ def check_files(
     if not str(out).endswith((".csv", ".csv.gz", LABEL_STORE)):
         stored = f", label maps in a store something{LABEL_STORE}"
         raise InputError(f"{out}: a submission is called something.csv or something.csv.gz{stored}")
-    if str(out).endswith(LABEL_STORE) and Path(out).exists():
-        raise InputError(f"{out}: exists already; choose another place, or remove it first")
+    if str(out).endswith(LABEL_STORE): refuse_existing(Path(out))
     given = [real_path(path) for path in (out, *others) if path]
     for path in (out, *others):
         shared = path and sum(real_path(path) in (other, *other.parents) for other in given) > 1
         if shared:
             raise InputError(f"{path}: the submission and what else is written need a file each")
         refuse_folder(path)
+        if path and is_store(images): refuse_inside(path, [images])
     return found
 
 

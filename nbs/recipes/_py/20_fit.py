@@ -29,7 +29,7 @@ from ctseg.core.schema import check_whole
 from ctseg.core.parallel import agree, main_first, on_main, rank, world
 from ctseg.core.registry import Plugin, load_plugin
 from ctseg.data.slices import SliceSet
-from ctseg.data.sources import knows_patients, read_slices
+from ctseg.data.sources import knows_patients, read_slices, refuse_among_slices
 from ctseg.inference.loop import Each
 from ctseg.inference.rule import Rule
 from ctseg.io.imported import imported_slicing
@@ -536,6 +536,7 @@ def fit(
     more = read_options(options, recipe)
     names = check_trackers(more.log)
     recipe, plugins = with_plugins(recipe, more.plugins)
+    refuse_among_slices(out, data)
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
     with more.deadline() as deadline, memory_errors(f"{plan.name}: {TOO_LARGE}"):
         make_accelerator(plan)  # connects the processes
