@@ -56,12 +56,17 @@ def missing(requirements, image=IMAGE) -> list[str]:
     ]
 
 
+def copy_source(folder: Path):
+    "Copy what the package is built from into `folder`."
+    shutil.copytree(ROOT/"ctseg", folder/"ctseg", ignore=shutil.ignore_patterns("__pycache__"))
+    for f in ("setup.py", "settings.ini", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT/f, folder)
+
+
 def build_wheel(folder: Path) -> Path:
     "The package's wheel, in `folder`; built from a copy, so that nothing of an older build slips in."
     copy = folder/"source"
-    shutil.copytree(ROOT/"ctseg", copy/"ctseg", ignore=shutil.ignore_patterns("__pycache__"))
-    for f in ("setup.py", "settings.ini", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
-        shutil.copy(ROOT/f, copy)
+    copy_source(copy)
     subprocess.run(
         [
             sys.executable,
