@@ -19,7 +19,7 @@
 # ## Before you start
 #
 # 1. **The challenge's files** under *Add Input* at the right: `train-images`, `test-images`, `y_train.csv`, `annotated_labels.json`, as they come from the organisers or zipped, in one data set or in several.
-# 2. **The package**: either turn **Internet** on under *Settings*, or leave it off and attach the data set `ctseg-wheel` as well ([three commands](https://ctseg.github.io/ctseg/guides/your_challenge_folder.html#on-kaggle) put it there).
+# 2. **The package**: either turn **Internet** on under *Settings*, or leave it off and attach the data set `ctseg-wheel` as well ([a few commands](https://ctseg.github.io/ctseg/guides/your_challenge_folder.html#on-kaggle) put it there).
 # 3. **Accelerator**: *GPU T4 x2*. Both cards are used.
 # 4. *Save Version → Save & Run All*. The notebook stops itself before Kaggle would.
 #
