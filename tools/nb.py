@@ -139,8 +139,11 @@ def changes(old, new) -> list[str]:
 
 def check(nb: Path) -> list[str]:
     "What the notebook prints otherwise than it keeps, or why it fails; nothing is written."
+    from ctseg.training.deadline import Stopped
     try:
         new = cleaned(executed(nb))
+    except Stopped:
+        raise  # by Ctrl-C or SIGTERM, in the middle of a training
     except Exception as e:
         return [f"fails: {type(e).__name__}: {e}"]
     return changes(read_nb(nb), new)
