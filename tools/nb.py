@@ -107,6 +107,7 @@ def clean(nb: Path):
     write_nb(note, nb)
 
 
+MOST, WIDEST = 12, 150  # lines that `--check` shows of a notebook, and their characters
 TEXTS = ("text/markdown", "text/html", "text/plain")  # the first of them is what a reader sees
 
 
@@ -158,7 +159,8 @@ def check_all(paths: list[Path]) -> int:
         behind += bool(found)
         state = "behind" if found else "same"
         print(f"{state:6} {time.process_time() - start:6.1f} s {nb.relative_to(ROOT)}", flush=True)
-        for line in found: print(f"    {line}", flush=True)
+        for line in found[:MOST]: print(f"    {line[:WIDEST]}", flush=True)
+        if len(found) > MOST: print(f"    … and {len(found) - MOST} more lines", flush=True)
     print(f"{behind} of {len(paths)} notebooks print something else than they keep")
     return behind
 
