@@ -26,8 +26,9 @@ setup: $(READY)
 CPU_WHEELS ?= https://download.pytorch.org/whl/cpu
 NO_GPU = [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/null
 ANSWERS = $(PY) -c 'import urllib.request; urllib.request.urlopen("$(CPU_WHEELS)/torch/", timeout=5)' 2> /dev/null
+CHECK_PYTHON = @$(PYTHON) -c 'import sys; sys.exit("ctseg needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 $(READY): settings.ini setup.py pyproject.toml constraints.txt requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit("ctseg needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(CHECK_PYTHON)
 	@echo "installing into $(VENV), once: 2.1 GB, or 5.9 GB with CUDA; nothing is printed meanwhile"
 	$(PYTHON) -m venv $(VENV)
 	@case "$$(uname -sm) $$($(PY) -c 'import sys; print(*sys.version_info[:2], sep=".")')" in \
@@ -56,7 +57,16 @@ docs: $(READY)
 report: $(READY)
 	$(PY) paper/build.py
 
-kaggle: $(READY)
+# Kaggle's client and what builds a wheel: enough to make files (tens of MB; no torch). An environment that is ready has both.
+CLIENT := $(VENV)/.kaggle
+CLIENT_NEEDS = $(filter kaggle==% six,$(shell sed -n 's/^dev_requirements = //p' settings.ini)) packaging 'setuptools>=64' wheel
+$(CLIENT): settings.ini
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check $(CLIENT_NEEDS)
+	@touch $@
+
+kaggle: $(if $(wildcard $(READY)),$(READY),$(CLIENT))
 	$(PY) tools/on_kaggle.py build $(if $(KAGGLE_USER),--user $(KAGGLE_USER))
 
 wheel: $(READY)

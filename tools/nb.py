@@ -10,8 +10,12 @@ run     the notebook runs top to bottom and keeps its outputs (`--no-run` skips 
 `.notest` always do)
 clean   nbdev's cleaning: no execution counts, no stray metadata
 mirror  the text is written again from the notebook
+
+`--check` runs the notebooks and writes nothing: it lists those that now print something else than what they
+keep, or fail, and then ends with status 1. Pictures are not compared: another version of matplotlib moves a
+pixel.
 """
-import argparse, contextlib, os, re, sys
+import argparse, contextlib, difflib, os, re, sys, time
 from pathlib import Path
 from textwrap import TextWrapper
 
@@ -54,9 +58,9 @@ def own_registries():
         registry.entries = entries
 
 
-def run(nb: Path):
-    """Run in place. Cells that nbdev would skip in a test (`eval: false`, test flags) keep the outputs they
-    have."""
+def executed(nb: Path):
+    """The notebook with new outputs. Cells that nbdev would skip in a test (`eval: false`, test flags) keep
+    the outputs they have."""
     flags = set(get_config().tst_flags.split())
     note = NBProcessor(nb, rm_directives=False, process=True).nb
 
@@ -70,7 +74,12 @@ def run(nb: Path):
     shell = CaptureShell(nb)
     with working_directory(nb.parent), matplotlib.rc_context(), own_registries():
         shell.run_all(note, exc_stop=True, preproc=skip)
-    write_nb(note, nb)
+    return note
+
+
+def run(nb: Path):
+    "Run in place."
+    write_nb(executed(nb), nb)
 
 
 def cleaned(note):
@@ -98,16 +107,83 @@ def clean(nb: Path):
     write_nb(note, nb)
 
 
+MOST, WIDEST = 12, 150  # lines that `--check` shows of a notebook, and their characters
+TEXTS = ("text/markdown", "text/html", "text/plain")  # the first of them is what a reader sees
+
+
+def lines_of(text: str | list[str]) -> list[str]:
+    return "".join(text).splitlines()
+
+
+def printed(cell) -> list[str]:
+    "The lines of a cell's outputs; of a picture only that there is one."
+    lines = []
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        if any(kind.startswith("image/") for kind in data):
+            lines.append("(a picture)")
+            continue
+        shown = next((data[kind] for kind in TEXTS if kind in data), output.get("text", ""))
+        lines += lines_of(shown)
+    return lines
+
+
+def changes(old, new) -> list[str]:
+    "What the cells of `new` print and those of `old` do not, or the other way round, as lines of a diff."
+    found = []
+    for number, (before, after) in enumerate(zip(old.cells, new.cells, strict=True)):
+        diff = difflib.unified_diff(printed(before), printed(after), n=0, lineterm="")
+        # the first two lines name files, the others are removed (-), added (+) or say where (@@)
+        found += [f"cell {number}: {line}" for line in list(diff)[2:] if not line.startswith("@@")]
+    return found
+
+
+def check(nb: Path) -> list[str]:
+    "What the notebook prints otherwise than it keeps, or why it fails; nothing is written."
+    from ctseg.training.deadline import Stopped
+    try:
+        new = cleaned(executed(nb))
+    except Stopped:
+        raise  # by Ctrl-C or SIGTERM, in the middle of a training
+    except Exception as e:
+        return [f"fails: {type(e).__name__}: {e}"]
+    return changes(read_nb(nb), new)
+
+
+def check_all(paths: list[Path]) -> int:
+    "Print each notebook with its processor seconds and its changes; return how many have some."
+    behind = 0
+    for nb in paths:
+        start = time.process_time()
+        found = check(nb)
+        behind += bool(found)
+        state = "behind" if found else "same"
+        print(f"{state:6} {time.process_time() - start:6.1f} s {nb.relative_to(ROOT)}", flush=True)
+        for line in found[:MOST]: print(f"    {line[:WIDEST]}", flush=True)
+        if len(found) > MOST: print(f"    … and {len(found) - MOST} more lines", flush=True)
+    print(f"{behind} of {len(paths)} notebooks print something else than they keep")
+    return behind
+
+
+def runs_by_default(nb: Path) -> bool:
+    "Whether no folder above the notebook is marked as one of long runs."
+    return not any((d/".notest").exists() for d in nb.parents if NBS in (d, *d.parents))
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("paths", nargs="*", type=Path)
     p.add_argument("--no-run", action="store_true", help="keep the outputs as they are")
+    p.add_argument("--check", action="store_true", help="list what would be printed otherwise, write nothing")
     p.add_argument("--from", dest="chosen", choices=[TEXT, NOTEBOOK],
                    help="which of the two holds, for the given PATHs, where contents do not tell")
     args = p.parse_args()
     if args.chosen and not args.paths: p.error("--from needs the paths it is for")
     paths = [q.resolve() for q in args.paths] or notebooks()
     paths = [q.parent.parent/f"{q.stem}.ipynb" if q.suffix == ".py" else q for q in paths]
+    if args.check:
+        CaptureShell()
+        sys.exit(check_all(paths if args.paths else [nb for nb in paths if runs_by_default(nb)]) > 0)
     undecided = sync(paths, args.chosen)
     if undecided:
         print(
@@ -123,8 +199,7 @@ def main():
     # a pixel. With this shell for a first one, a notebook that runs alone draws as one that runs after others
     if not args.no_run: CaptureShell()
     for nb in paths:
-        notest = any((d/".notest").exists() for d in nb.parents if NBS in (d, *d.parents))
-        if not args.no_run and (not notest or args.paths): run(nb)
+        if not args.no_run and (runs_by_default(nb) or args.paths): run(nb)
         clean(nb)
         Pair(nb).mirror()
         print("done", nb.relative_to(ROOT), flush=True)

@@ -56,12 +56,17 @@ def missing(requirements, image=IMAGE) -> list[str]:
     ]
 
 
+def copy_source(folder: Path):
+    "Copy what the package is built from into `folder`."
+    shutil.copytree(ROOT/"ctseg", folder/"ctseg", ignore=shutil.ignore_patterns("__pycache__"))
+    for f in ("setup.py", "settings.ini", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT/f, folder)
+
+
 def build_wheel(folder: Path) -> Path:
     "The package's wheel, in `folder`; built from a copy, so that nothing of an older build slips in."
     copy = folder/"source"
-    shutil.copytree(ROOT/"ctseg", copy/"ctseg", ignore=shutil.ignore_patterns("__pycache__"))
-    for f in ("setup.py", "settings.ini", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
-        shutil.copy(ROOT/f, copy)
+    copy_source(copy)
     subprocess.run(
         [
             sys.executable,
@@ -205,15 +210,16 @@ def build(out: Path, user: str):
         )
     print("data set", check_dataset(write_dataset(out/"ctseg-wheel", user, pretrained=True)))
     for name in NAMES: print("kernel  ", check_kernel(write_kernel(name, out/name, user)))
-    here = os.path.relpath(out)
+    here, client = os.path.relpath(out), os.path.relpath(Path(sys.executable).with_name("kaggle"))
     print(
-        f"\nnext: kaggle datasets create -p {here}/ctseg-wheel, and for each notebook: kaggle kernels push -p {here}/NAME"
-        + (
-            ""
-            if user != OWNER
-            else "\n(made for the user 'ctseg': give your own by `make kaggle KAGGLE_USER=you`)"
-        )
+        "\nnext:",
+        f"{client} auth login                 # once",
+        f"{client} datasets create -p {here}/ctseg-wheel",
+        f"{client} kernels push -p {here}/NAME      # for each notebook",
+        sep="\n  ",
     )
+    if user == OWNER:
+        print("(made for the user 'ctseg': give your own by `make kaggle KAGGLE_USER=you`)")
 
 
 def _settings():

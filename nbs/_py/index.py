@@ -4,7 +4,7 @@
 # > Learn to segment CT slices from partly labelled and unlabelled images.
 
 # %% [markdown]
-# For anyone with a modest GPU and CT slices whose outlines are incomplete: Kaggle entrants, researchers, clinical teams. `ctseg` keeps **unknown**
+# For anyone with a modest GPU and CT slices with incomplete outlines: Kaggle entrants, researchers, clinical teams. `ctseg` keeps **unknown**
 # apart from **absent**, so a structure nobody looked for is never taught as background, and slices without any outline still help.
 
 # %%
@@ -69,7 +69,7 @@ plt.show()
 demo = pd.read_csv(RESULTS/"demo.csv")
 mean, minutes = demo[list(DRAWN)].mean(), demo.cpu_minutes.max()
 Markdown(
-    f"Real CT from `make demo`: {minutes:.0f} minutes of processor time, no GPU. Two of the better test "
+    f"Real CT from `make demo`: {minutes:.0f} CPU minutes, no GPU. Two of the better test "
     f"slices; over all 60 and {len(demo)} seeds, "
     f"the teacher's mean Dice is {mean['teacher']:.2f}, the student's {mean['student']:.2f}."
 )
@@ -77,13 +77,17 @@ Markdown(
 # %% [markdown]
 # ## Install
 #
-# With Python 3.11 or newer:
+# With Python 3.11+:
 #
 # ```sh
 # # no GPU: add --extra-index-url https://download.pytorch.org/whl/cpu (1.4 GB, not 5)
 # pip install "ctseg @ git+https://github.com/ctseg/ctseg"
 # # with DICOM, NIfTI, pretrained weights
 # pip install "ctseg[volumes,weights] @ git+https://github.com/ctseg/ctseg"
+# # or a clone (2-6 GB into .venv): the whole job, every test
+# git clone --depth 1 https://github.com/ctseg/ctseg && cd ctseg
+# make demo
+# make test
 # ```
 #
 # | Python (`import ctseg`) | command |
@@ -91,11 +95,11 @@ Markdown(
 # | `run = ctseg.fit("my_data", out="runs/a")` | `ctseg fit my_data --out runs/a` |
 # | `masks = ctseg.load("runs/a").predict(images)` | `ctseg predict runs/a --images DIR --out masks.csv` |
 #
-# In a clone, `make demo` shows the whole job; `make test` tests everything.
+# `my_data` may be the clone's `data_sample`.
 #
 # ## Start here
 #
-# - **Kaggle or Colab**: [a notebook to push](kaggle/start_here/start_here.ipynb) or [open](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/start_here/start_here.ipynb)
+# - **Kaggle or Colab**: [open in Kaggle](https://kaggle.com/kernels/welcome?src=https://github.com/ctseg/ctseg/blob/main/nbs/kaggle/start_here/start_here.ipynb), [in Colab](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/start_here/start_here.ipynb), [without internet](kaggle/start_here/start_here.ipynb)
 # - **Ten minutes**: [a first run](tutorials/first_run.ipynb)
 # - **My challenge folder**: [format and commands](guides/your_challenge_folder.ipynb); [PNG or run-length codes](guides/another_competition.ipynb)
 # - **My DICOM**: [from series to SEG](tutorials/your_own_dicom.ipynb)
@@ -114,7 +118,7 @@ Markdown(
 # | unlabelled images | pseudo-labels, Mean Teacher, UniMatch, self-training | pretraining | no recipe | Mean Teacher, FixMatch, UniMatch v2 |
 # | choose it for | incomplete outlines, a small GPU | fully outlined volumes | building your own pipeline | microscopy |
 #
-# For fully annotated volumes take nnU-Net; its pipeline was compared [on partial labels](benchmarks/peers.ipynb) only, trained briefly. Partial labels also train inside [nnU-Net](guides/nnunet.ipynb), [MONAI and Lightning](guides/monai.ipynb).
+# nnU-Net's pipeline was compared [on partial labels](benchmarks/peers.ipynb) only, trained briefly. Partial labels also train inside [nnU-Net](guides/nnunet.ipynb), [MONAI and Lightning](guides/monai.ipynb).
 #
 # ## What was measured
 
@@ -124,20 +128,20 @@ measured = rows("realct_front.csv")
 table(list(measured[0]), [r.values() for r in measured])
 
 # %% [markdown]
-# [OpenKBP](https://github.com/ababier/open-kbp) head-and-neck CT, 64×64, seven organs, 300 test slices of 15 other patients, small U-Nets trained on CPUs. Both Dice columns
+# [OpenKBP](https://github.com/ababier/open-kbp) head-and-neck CT, 64×64, seven organs, 300 test slices of 15 other patients, small U-Nets trained on CPUs. Both columns
 # average the same seeds; brackets: 95 % over patients. The reference is the original project's U-Net, which reads zeros as background.
-# [Which recipe to choose](guides/choosing_a_recipe.ipynb), [with unlabelled slices](benchmarks/realct_semi.ipynb), [label efficiency](benchmarks/label_efficiency.ipynb), [what held](benchmarks/claims.ipynb), [REPORT.pdf](../REPORT.pdf)
+# [Choosing a recipe](guides/choosing_a_recipe.ipynb), [with unlabelled slices](benchmarks/realct_semi.ipynb), [label efficiency](benchmarks/label_efficiency.ipynb), [what held](benchmarks/claims.ipynb), [REPORT.pdf](../REPORT.pdf)
 #
 # ## What it does not do
 #
 # - No 3D networks; a slice sees its neighbours at most.
-# - No scribbles; pixels that a mask leaves open can be ignored (255).
+# - No scribbles; a mask can leave pixels open (255).
 # - No score on the challenge's hidden test set, no full-size training on a GPU.
 # - With many annotated slices the unlabelled ones add little.
 #
 # ::: {.callout-warning}
 #
-# For research and teaching. Not a medical device: do not diagnose, plan or treat with what it predicts.
+# For research and teaching. Not a medical device: do not diagnose, plan or treat with it.
 #
 # :::
 #
@@ -147,8 +151,8 @@ table(list(measured[0]), [r.values() for r in measured])
 # @software{ctseg, author = {the ctseg authors}, title = {ctseg}, year = 2026, url = {https://github.com/ctseg/ctseg}}
 # ```
 #
-# Code: Apache-2.0, [LICENSE](../LICENSE). `data_sample`: real CT from OpenKBP, [MIT](../data_sample/LICENSE). The challenge's files are not here.
+# Code: [Apache-2.0](../LICENSE). `data_sample`: real CT from OpenKBP, [MIT](../data_sample/LICENSE). None of the challenge's files.
 # [CONTRIBUTING](../CONTRIBUTING.md), [CHANGELOG](../CHANGELOG.md)
 #
-# It grew out of a course project by Guillaume Henon-Just and Emilie Pic (MVA, ENS Paris-Saclay) for the
+# Grown from a course project by Guillaume Henon-Just and Emilie Pic (MVA, ENS Paris-Saclay) for the
 # [ENS/Raidium challenge](https://challengedata.ens.fr/participants/challenges/165/).

@@ -1,6 +1,7 @@
 """The docs site: a place for every page, headings about their own objects, source links that reach a line,
 definitions in source order, code that is scrolled, an index of all names, a dark side; no dead link."""
 import ast
+import builtins
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from execnb.nbio import mk_cell, new_nb, write_nb
+from execnb.nbio import mk_cell, new_nb, read_nb, write_nb
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT/"tools"))
@@ -429,6 +430,31 @@ def test_anchors_that_differ_only_in_capitals_are_kept_apart(tmp_path):
     module = symbols.read_module(tmp_path/"p"/"m.py", tmp_path)
     anchors = {s.name: s.anchor for s in module.symbols.values()}
     assert anchors == {"UniMatch": "unimatch", "unimatch": "unimatch-2"}
+
+
+LESSON_PAGES = [layout.unnumbered(name) for name in NAMES if name.startswith(pages.LESSONS)]
+
+
+@pytest.mark.parametrize("name", LESSON_PAGES)
+def test_code_pasted_from_a_lesson_finds_its_names(project, name):
+    cells = [c for c in read_nb(project/name).cells if c.cell_type == "code"]
+    shown = [pages.global_names(c.source) for c in cells if not pages.SILENT.search(c.source)]
+    bound = {"display", *dir(builtins)}.union(*(bound for bound, _ in shown))
+    assert set().union(*(read for _, read in shown)) <= bound
+
+
+def test_only_the_hidden_code_that_others_need_is_folded():
+    cells = ["#| hide\nimport os", "#| echo: false\nx = 1", "print(os, x)", "#| hide\nassert x\ny = 1"]
+    nb = new_nb([mk_cell(source) for source in cells])
+    pages.fold_setup(nb)
+    folds = [re.findall("code-fold|hide|echo", c.source) for c in nb.cells]
+    assert folds == [["code-fold"], ["code-fold"], [], ["hide"]]
+
+
+def test_names_of_functions_are_their_own():
+    source = "import a\ndef f(x, y=b):\n    z = x\n    return [c for i in z]\nfor k in a: print(k)"
+    bound, read = pages.global_names(source)
+    assert bound == {"a", "f", "k"} and read == {"b", "c", "print"}
 
 
 def test_broken_links_are_found(tmp_path):

@@ -1,5 +1,5 @@
 "The Kaggle notebooks: metadata by Kaggle's own client, the wheel, and a session that is cut and continued."
-import importlib.util, json, os, re, shutil, sys, zipfile
+import importlib.util, json, os, re, shutil, subprocess, sys, sysconfig, zipfile
 from pathlib import Path
 
 import pytest, torch
@@ -89,6 +89,57 @@ def test_notebook_is_made_for_kaggle(name):
         "--no-index" in code and "--no-deps" in code and '"/kaggle/input' not in code
     ), "inputs are found, not assumed"
     assert set(tool.SHOWN[name]) <= {line.split(" =")[0] for line in tagged[0].splitlines() if " =" in line}
+
+
+def install_cell(name: str) -> str:
+    "The cell that installs the package."
+    cells = json.loads((tool.KERNELS/name/f"{name}.ipynb").read_text())["cells"]
+    cell, = (source for c in cells if "--no-deps" in (source := "".join(c["source"])) and c["cell_type"] == "code")
+    return cell
+
+
+def test_every_notebook_installs_alike():
+    assert len({install_cell(name) for name in tool.NAMES}) == 1
+
+
+@pytest.fixture(scope="module")
+def github(tmp_path_factory):
+    "A repository that stands in for the one on GitHub, where git is told so; it builds without an index."
+    copy = tmp_path_factory.mktemp("github")/"ctseg"
+    tool.copy_source(copy)
+    git = ["git", "-C", str(copy), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *words], check=True)
+    return copy
+
+
+def install(root: Path, github: Path) -> tuple[subprocess.CompletedProcess, Path]:
+    "Run the cell in an image of its own; also where the package would then be."
+    python = tool.make_image(root/"image")
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+        "CTSEG_KAGGLE_ROOT": str(root),
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{github.as_uri()}.insteadOf",
+        "GIT_CONFIG_VALUE_0": "https://github.com/ctseg/ctseg",
+        "PIP_NO_BUILD_ISOLATION": "0",  # pip's way to say yes
+    }
+    cell = [str(python), "-c", install_cell("start_here")]
+    done = subprocess.run(cell, env=env, cwd=root, capture_output=True, text=True)
+    return done, Path(sysconfig.get_path("purelib", vars={"base": str(root/"image")}))/"ctseg"
+
+
+def test_without_the_wheel_the_package_comes_from_github(tmp_path, github):
+    done, package = install(tmp_path, github)
+    assert done.returncode == 0, done.stderr
+    assert (package/"models"/"attunet.py").exists()
+
+
+def test_with_neither_wheel_nor_internet_one_line_tells_what_to_do(tmp_path):
+    done, package = install(tmp_path, tmp_path/"nowhere")
+    assert done.returncode == 1 and not package.exists()
+    told, = done.stderr.strip().splitlines()
+    assert "attach the data set ctseg-wheel (Add Input) or turn Internet on (Settings)" in told
+    assert "pip: fatal: " in told and "nowhere" in told
 
 
 def test_a_session_is_cut_and_continued(tmp_path):

@@ -6,6 +6,7 @@ and then its source, folded. A cell without a public name shows only its source,
 """
 import ast
 import re
+import symtable
 from dataclasses import dataclass
 from pathlib import Path
 from posixpath import relpath
@@ -26,6 +27,10 @@ WORD = re.compile(r"[a-z]+")  # `table` may be a key or a word; it is a name whe
 FENCE = re.compile(r"\s*(```|~~~)")
 EVIDENCE = "benchmarks/"  # the folder whose pages fold code that is longer than this many lines
 LONG_CODE = 8
+LESSONS = ("tutorials/", "guides/", "explanations/")  # the folders whose code a reader pastes
+HIDDEN = re.compile(r"^#\|[ \t]*hide[ \t]*$", re.M)
+SILENT = re.compile(r"^#\|[ \t]*echo:[ \t]*false[ \t]*$", re.M)
+SETUP = '#| code-fold: true\n#| code-summary: "Imports, set-up"'
 
 
 class Filter(FilterDefaults):
@@ -200,6 +205,34 @@ def fold_long(nb) -> None:
         cell.source = f'#| code-fold: true\n#| code-summary: "Code"\n{cell.source}'
 
 
+def global_names(source: str) -> tuple[set[str], set[str]]:
+    "The global names that a cell binds, and those that it reads and does not bind, in its functions too."
+    top = symtable.symtable(source, "cell", "exec")
+    tables = [top]
+    for table in tables:
+        tables += table.get_children()
+    bound = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
+    inner = {s.get_name() for t in tables[1:] for s in t.get_symbols() if s.is_global() and s.is_referenced()}
+    outer = {s.get_name() for s in top.get_symbols() if s.is_referenced()}
+    return bound, (inner | outer) - bound
+
+
+def fold_setup(nb) -> None:
+    "Fold hidden code that shown code needs, in place of leaving it out: what is pasted from a lesson must run."
+    needed = set()
+    for cell in reversed([c for c in nb.cells if c.cell_type == "code"]):
+        bound, read = global_names(cell.source)
+        hidden, silent = HIDDEN.search(cell.source), SILENT.search(cell.source)
+        if (hidden or silent) and not bound & needed:
+            continue
+        needed |= read
+        if hidden:
+            cell.source = HIDDEN.sub(SETUP, cell.source, count=1)
+            cell.outputs = []
+        if silent:
+            cell.source = SILENT.sub("#| code-fold: true", cell.source, count=1)
+
+
 def reveal(nb, name: str | None, site: Site) -> None:
     "Put documentation before the exported cells of a notebook whose module is `name`, and fold their source."
     shown = {m[1] for c in nb.cells if c.cell_type == "code" and (m := SHOW_DOC.search(c.source))}
@@ -314,6 +347,8 @@ def stage_page(name: str, folder: Path, site: Site, package: str) -> None:
     reveal(nb, module, site)
     if name.startswith(EVIDENCE):
         fold_long(nb)
+    if name.startswith(LESSONS):
+        fold_setup(nb)
     Filter()(nb)
     part_headings(nb, site.modules.get(module))
     for cell in nb.cells:

@@ -8,7 +8,7 @@
 #
 # | you have | run | why |
 # |---|---|---|
-# | **an hour** | `marginal-log` with `model=unet:resnet34` (`'.[zoo]'`) | a pretrained encoder, and a seventh of the Attention U-Net's arithmetic |
+# | **an hour** | `marginal-log` with `model=unet:resnet34` (`pip install 'ctseg[zoo]'`) | a pretrained encoder, and a seventh of the Attention U-Net's arithmetic |
 # | an hour, no internet | the same with `weights=FILE`, or `ctseg-1h` | the encoder's weights have to come from somewhere |
 # | **six hours**, most slices annotated | three to five folds of `marginal-log`, averaged | the [most dependable gain](../benchmarks/realct_ensemble.ipynb) there is |
 # | six hours, few slices annotated | `ctseg` | the [largest gain measured](../benchmarks/realct_semi.ipynb#a-longer-second-phase) for a single network |

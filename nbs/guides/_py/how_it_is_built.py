@@ -103,7 +103,7 @@ except InputError as error:
 # ## Plugins
 #
 # Methods, losses, networks and augmentations are found by name in a [registry](../core/70_registry.ipynb). `@register_method("name")` in a file of your own adds one. `--plugin FILE.py` loads that file; an installed package names its module under the entry point `ctseg.plugins`.
-# The run folder keeps a copy of the file, so predictions find it again. [A whole example](your_own_method.ipynb).
+# The user's cache keeps a copy of the file, so predictions on the same machine find it again; nothing in a run folder is executed. [A whole example](your_own_method.ipynb).
 #
 # ## Where the numbers come from
 #

@@ -106,14 +106,24 @@ for name, row in zip(again.names, states):
 # What the challenge wants to have is the `submission.csv` of `ctseg predict`: `ctseg check my_data --submission submission.csv` compares its columns and rows with what is expected, then you upload it.
 # Another competition's form comes from [`ctseg export rle`](another_competition.ipynb#out-as-the-competition-wants-it).
 #
-# To train there, five notebooks are ready to push; they need no internet and use both T4: [start here](../kaggle/start_here/start_here.ipynb) with the default recipe, then [supervised](../kaggle/supervised/supervised.ipynb), [teacher and student](../kaggle/teacher_student/teacher_student.ipynb),
+# To train there, five notebooks are ready; they use both T4: [start here](../kaggle/start_here/start_here.ipynb) with the default recipe, then [supervised](../kaggle/supervised/supervised.ipynb), [teacher and student](../kaggle/teacher_student/teacher_student.ipynb),
 # [self-training](../kaggle/self_training/self_training.ipynb), [ensemble and submission](../kaggle/ensemble_submission/ensemble_submission.ipynb).
 # Each finds the data wherever they are mounted, stops before Kaggle does, and goes on from its own output in the next session. They open in
 # [Colab](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/start_here/start_here.ipynb) too, on the real CT of `data_sample`.
 #
+# **With internet**: click *Open in Kaggle* at the top of a notebook, attach the challenge's files, turn Internet on, choose *GPU T4 x2*, run. The package comes from GitHub.
+#
+# **Without internet**, as most competitions want it, the package comes from a data set of your own. `make kaggle` writes it, and the notebooks under your name; it installs 60 MB, not the 2 GB of training.
+#
 # ```sh
 # git clone https://github.com/ctseg/ctseg && cd ctseg
-# make kaggle KAGGLE_USER=you                          # the wheel as a data set and the notebooks, checked by Kaggle's own client
-# kaggle datasets create -p dist/kaggle/ctseg-wheel
-# kaggle kernels push -p dist/kaggle/start_here        # after adding the challenge's files as your data set raidium-ct
+# make kaggle KAGGLE_USER=you                    # into dist/kaggle, checked by Kaggle's own client
+# .venv/bin/kaggle auth login                    # once
+# .venv/bin/kaggle datasets create -p dist/kaggle/ctseg-wheel
+# ```
+#
+# Add the challenge's files as your data set `raidium-ct`. Then push the notebook, which starts it:
+#
+# ```sh
+# .venv/bin/kaggle kernels push -p dist/kaggle/start_here
 # ```

@@ -172,7 +172,9 @@ def dicom_object(sop_class: str, **tags):
 
 
 # %%
-print(dicom_object(_CT_IMAGE, Modality="CT", **PATIENT))
+ds = dicom_object(_CT_IMAGE, Modality="CT", **PATIENT)
+for element in ds:
+    if element.keyword != "SOPInstanceUID": print(element)  # that number is new each time
 
 
 # %%

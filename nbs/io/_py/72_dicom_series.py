@@ -567,7 +567,8 @@ def series_notes(
 
 # %%
 s = make_series(images, clinic)
-print(s.shape, s.digest, "positions:", s.positions)
+print(s.shape, "positions:", s.positions)
+test_eq(s.digest, make_series(images, clinic).digest)
 print("the first pixel of slice 7:", s.locate(planes["oblique"].positions[7:8]).round(6))
 print(series_notes(s, s.read_voxels(clinic), "oblique"))
 

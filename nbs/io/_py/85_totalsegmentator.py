@@ -90,7 +90,7 @@ def total_parts(
 # %%
 test_eq(sum(map(len, total_parts(1).values())), 104)
 test_eq(len(set().union(*total_parts(1).values())), 104)
-print("not in version 2:", set(RAIDIUM54.names) - set(total_parts(2)))
+print("not in version 2:", sorted(set(RAIDIUM54.names) - set(total_parts(2))))
 
 # %%
 #| export
@@ -258,7 +258,9 @@ def import_totalsegmentator(
 
 # %%
 (total/"meta.csv").unlink()
-print(import_totalsegmentator(total, work/"ts", Slicing(per_volume=2)))
+facts = import_totalsegmentator(total, work/"ts", Slicing(per_volume=2))
+notes = facts.pop("notes")
+print(facts, len(notes), "notes, as:", notes[0].rpartition(": ")[2], sep="\n")
 s = read_challenge(work/"ts")
 for g in range(3):
     one = s[s.groups == g][0]

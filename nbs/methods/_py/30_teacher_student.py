@@ -38,7 +38,7 @@ from ctseg.data.toys import toy_set
 from ctseg.losses.registry import create_loss
 from ctseg.methods.in_memory import MemoryJob, toy_score
 from ctseg.models.zoo import create_model
-from ctseg.training.method import Method
+from ctseg.training.method import Method, go_through
 from ctseg.training.setup import ScheduleSettings, Setup
 
 torch.set_num_threads(1)  # so few slices: another order of a sum is another network
@@ -81,7 +81,7 @@ class TeacherStudentSettings(KeepSettings):
 
 # %%
 for info in describe(TeacherStudentSettings):
-    print(f"{info.name:<13}{info.default!s:<7}{info.meaning}")
+    print(f"{info.name:<14}{info.default!s:<7}{info.meaning}")
 
 
 # %%
@@ -249,11 +249,16 @@ class PretrainFinetune(Method):
 
 
 # %% [markdown]
-# The same toys: the pretrained network has seen no annotation by people, only the teacher's labels. The fine-tune here is as long as the teacher's training. Here the fine-tune takes back a part of what pretraining brought: the annotated slices come from the other scanner.
+# The same toys and the same teacher: the pretrained network has seen no annotation by people, only the teacher's labels. The fine-tune is as long as the teacher's training. It takes back a part of what pretraining brought, because the annotated slices come from the other scanner.
 
 # %%
-job.models.clear()
-job.run(PretrainFinetune(PretrainFinetuneSettings(keep=0.5, finetune_epochs=40, finetune_lr=5e-3)))
+def train(phase):
+    "The network of a phase; the teacher has been trained above."
+    return teacher if phase.name == "teacher" else job.train(phase)
+
+job.models = {"teacher": teacher}
+variant = PretrainFinetune(PretrainFinetuneSettings(keep=0.5, finetune_epochs=40, finetune_lr=5e-3))
+go_through(variant.phases(job), train)
 for name, model in job.models.items():
     print(f"{name:<10}{toy_score(model, loss, fresh, answer):.3f}")
 

@@ -190,7 +190,7 @@ def mean_and_interval(scores: np.ndarray, level: float) -> dict[str, float]:
 world = toy_world(40, missing=.4, examined=3)
 truth, pred, patients = world.truth, toy_prediction(world), np.arange(40)//4  # forty slices of ten patients
 table = dice_table(pred, truth, 3)
-bootstrap_mean(table, patients)
+{name: round(value, 4) for name, value in bootstrap_mean(table, patients).items()}
 
 
 # %% [markdown]

@@ -166,7 +166,8 @@ world = toy_world(40, missing=.4, examined=3)
 classes, truth, patients = world.classes, world.truth, np.arange(40)//4
 pred = toy_prediction(world)
 facts = evaluate(truth, pred, classes, groups=patients)
-{name: value for name, value in facts.items() if name != "per_class"}
+rounded = {"dice": round(facts["dice"], 4), "interval": [round(end, 4) for end in facts["interval"]]}
+{name: value for name, value in (facts | rounded).items() if name != "per_class"}
 
 # %% [markdown]
 # ### Where the truth is partial

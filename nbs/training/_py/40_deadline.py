@@ -161,4 +161,4 @@ pace = Pace()
 for seconds in (0.01, 0.03, 0.02):
     with pace.timed("step"): time.sleep(seconds)
 assert 0.03 <= pace.need < 0.3
-print(f"slowest step: {pace.need:.2f} s")
+print("timed:", *pace.slowest)

@@ -289,7 +289,7 @@ def step_gradients(stepper: Stepper, index: torch.Tensor, step: int, pieces: int
 for pieces in (1, 2):
     loss, norm = step_gradients(stepper, torch.arange(8), step=0, pieces=pieces)
     stepper.learner.optimiser.zero_grad()
-    print(f"{pieces} pieces: loss {loss:.4f}, norm of the gradient {norm:.2f}")
+    print(f"{pieces} pieces: loss {loss:.4f}, norm of the gradient {norm:.1f}")
 
 
 # %% [markdown]

