@@ -18,9 +18,9 @@ KNOWN = torch.tensor([[True, False], [False, True]])
 
 
 def value_and_gradient(name: str, mask: torch.Tensor):
-    _, make_loss, softmax = peers.PEERS[name]
-    logits = torch.randn(2, 2 + softmax, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    loss = make_loss()(logits, mask, KNOWN)
+    peer = peers.PEERS[name]
+    logits = torch.randn(2, 2 + peer.softmax, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss = peer.loss()(logits, mask, KNOWN)
     return loss.detach(), torch.autograd.grad(loss, logits)[0]
 
 
@@ -39,12 +39,20 @@ def test_only_the_masked_form_leaves_unexamined_classes_alone(library):
     assert zeros != value_and_gradient(f"{library}-zeros", doubtful)[0]
 
 
-def test_a_network_is_trained_for_so_much_time_and_its_scores_are_kept(toy_challenge, tmp_path):
+def test_a_network_is_trained_for_so_many_steps_and_its_scores_are_kept(toy_challenge, tmp_path, monkeypatch):
     train, test = toy_challenge
-    net, steps, softmax = peers.train("monai-zeros", train, seconds=0.5, seed=0)
-    assert steps > 0 and softmax and not net.training
-    masks = peers.predict(net, test.images, softmax)
-    dice = peers.keep(tmp_path/"monai-zeros-100-s0.npz", test, masks, {"steps": steps})
+    batches, batch_of = [], peers.batch_of
+
+    def counted(slices, index, transforms):
+        batches.append(index)
+        return batch_of(slices, index, transforms)
+    monkeypatch.setattr(peers, "batch_of", counted)
+    net = peers.train("monai-zeros", train, steps=3, seed=0)
+    assert len(batches) == 3 and not net.training
+    small, shape = peers.of_size(test, 32), test.images.shape[1:]
+    assert small.images.shape[1:] == small.masks.shape[1:] == (32, 32) and peers.of_size(test, None) is test
+    masks = peers.predict(net, small.images, peers.PEERS["monai-zeros"].softmax, shape)
+    dice = peers.keep(tmp_path/"monai-zeros-100-s0.npz", test, masks, {"steps": 3})
     kept = np.load(tmp_path/"monai-zeros-100-s0.npz")
     assert 0 <= dice <= 1 and kept["dice_argmax"].shape == (len(test), len(test.classes))
 
