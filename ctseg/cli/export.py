@@ -112,5 +112,7 @@ def export_(
     check_export(kind, {name: given[name] for names in TAKES.values() for name in names.split()})
     refuse_replacing([out], [folder, masks, like, classes])
     if kind not in ("rle", "onnx"):  # which are files
-        refuse_inside(out, [folder, masks, source])
+        from ctseg.data.sources import refuse_among_slices
+        refuse_inside(out, [source])
+        refuse_among_slices(out, folder)
     print_facts((export_kind(given) or {}) | {"written": out})

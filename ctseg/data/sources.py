@@ -58,7 +58,7 @@ def has_test(place: str|Path) -> bool:
     return os.path.lexists(Path(place)/"test-images")
 
 def refuse_among_slices(out: str|Path, place: SliceSet|str|Path|None):
-    "`InputError` for a run folder in a store, or among the images of a challenge folder; beside them it may lie."
+    "`InputError` for an output in a store, or among the images of a challenge folder; beside them it may lie."
     if not isinstance(place, (str, Path)): return
     images = [Path(place)/f"{split}-images" for split in ("train", "test")]
     refuse_inside(out, [place] if is_store(place) else images)
@@ -83,7 +83,7 @@ def store_challenge(
     place = store_place(out)
     if isinstance(place, Path):
         refuse_existing(place)
-        refuse_inside(place, [folder])
+        refuse_among_slices(place, folder)
     with tempfile.TemporaryDirectory(dir=scratch) as spool:
         slices = {split: open_challenge(folder, split, annotated, spool=Path(spool)) for split in splits}
         write_store(slices, out, {"patients": knows_patients(folder)} | (notes or {}), arrays, beside)

@@ -75,14 +75,11 @@ def test_results_of_before_may_be_replaced(place):
 
 @pytest.mark.parametrize("command", [
     ("store", "data", "--out", "data/train-images/new"),
-    ("store", "data", "--out", "data/new"),
     ("merge", "data", "scans", "--out", "scans/new"),
-    ("import", "nifti", "scans", "scans/new"),
-    ("import", "nifti", "scans", "scans/deeper/new", "--store"),
     ("import", "png", "data/train-images", "scans", "scans/new"),
     ("import", "png", "data/train-images", "run", "scans/new", "--test", "scans"),
     ("export", "dicom-seg", "data", "scans/new", "--masks", "sub.csv", "--source", "scans"),
-    ("export", "nnunet", "data", "data/new"),
+    ("export", "nnunet", "data", "data/test-images/new"),
     ("segment", "run", "scans", "--out", "scans/new"),
     ("segment", "run", "scans", "--out", "data/../scans/new"),
     ("segment", "run", "linked", "--out", "scans/new"),

@@ -129,9 +129,10 @@ def test_from_a_folder(tmp_path, slices, annotated, compress):
     assert store_notes(tmp_path/"s") == {"patients": True, "colour": "blue"} and has_test(tmp_path/"s")
 
 
-def test_groups_without_patients(data, tmp_path):
+def test_groups_without_patients(data):
+    "Beside the images of its folder a store may lie."
     (data/"patients.json").unlink()
-    stored = store_challenge(data, tmp_path/"s")
+    stored = store_challenge(data, data/"s")
     assert np.array_equal(stored["train"].groups, read_challenge(data).groups)
 
 
