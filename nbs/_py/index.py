@@ -84,6 +84,9 @@ Markdown(
 # pip install "ctseg @ git+https://github.com/ctseg/ctseg"
 # # with DICOM, NIfTI, pretrained weights
 # pip install "ctseg[volumes,weights] @ git+https://github.com/ctseg/ctseg"
+# ```
+#
+# ```sh
 # # or a clone (2-6 GB into .venv): the whole job, every test
 # git clone --depth 1 https://github.com/ctseg/ctseg && cd ctseg
 # make demo
