@@ -123,7 +123,7 @@ def _refuse_strangers(strangers: list[Path], stems: Collection[str], images):
 
 # %%
 test_fail(
-    lambda: _refuse_strangers([Path("m/009.png"), Path("m/010.png")], "images"),
+    lambda: _refuse_strangers([Path("m/009.png"), Path("m/010.png")], ["007"], "images"),
     contains="nor for 1 more masks",
 )
 
