@@ -68,7 +68,7 @@ def _problem(path, error: Exception) -> tuple[str, str]:
 
 
 # %%
-print(_problem("scan.nii.gz", EOFError()))
+print(*_problem("scan.nii.gz", EOFError()), sep=": ")
 
 
 # %%
