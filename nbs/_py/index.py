@@ -77,7 +77,7 @@ Markdown(
 # %% [markdown]
 # ## Install
 #
-# With Python 3.11+:
+# With Python 3.11 or newer:
 #
 # ```sh
 # # no GPU: add --extra-index-url https://download.pytorch.org/whl/cpu (1.4 GB, not 5)
@@ -87,7 +87,7 @@ Markdown(
 # ```
 #
 # ```sh
-# # or a clone (2-6 GB into .venv): the whole job, every test
+# # or a clone (2-6 GB): the whole job, every test
 # git clone --depth 1 https://github.com/ctseg/ctseg && cd ctseg
 # make demo
 # make test
