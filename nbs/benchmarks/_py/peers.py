@@ -121,7 +121,8 @@ def of_many(name: str) -> dict:
     if steps is None: return row  # ours
     of_first = {"marginal-log": {0: many["marginal-log"][0]}, name: many[name]}
     more = compare(of_first, "marginal-log", name, argmax)
-    return row | {"steps": steps, "marginal-log, more": more["difference"], "low": more["low"], "high": more["high"]}
+    row |= {"steps": steps, "marginal-log, more": more["difference"]}
+    return row | {end: more[end] for end in ("low", "high")}
 
 many_table = pd.DataFrame([of_many(name) for name in many]).set_index("row").sort_values("Dice")
 many_table.style.format(precision=3, na_rep="").format("{:.0f}", na_rep="", subset=["steps"])
