@@ -16,7 +16,7 @@ from pathlib import Path
 from .atomic import atomic_path
 from .errors import InputError
 from .filetypes import content_of
-from .paths import MAX_TEXT, refuse_special
+from .paths import MAX_TEXT, refuse_special, unread
 
 # %% ../../nbs/core/11_json_files.ipynb #19f02b1c
 def _unique(pairs: list[tuple]) -> dict:
@@ -63,7 +63,7 @@ def read_json(path: str | Path):
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder, expected a JSON file") from None
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from None
+        raise unread(path, e) from None
     except UnicodeEncodeError:
         raise InputError(f"{path}: holds half a letter") from None
     except UnicodeDecodeError:

@@ -22,7 +22,7 @@ from typing import Any
 from .atomic import atomic_path
 from .cache import own_cache
 from .errors import InputError, did_you_mean
-from .paths import MAX_TEXT, refuse_special
+from .paths import MAX_TEXT, refuse_special, unread
 
 # %% ../../nbs/core/70_registry.ipynb #bb65d2b8
 ENTRY_POINTS = "ctseg.plugins"
@@ -130,7 +130,7 @@ def load_plugin(path: str | Path) -> Plugin:
     except FileNotFoundError:
         raise InputError(f"plugin {path}: no such file") from None
     except OSError as e:
-        raise InputError(f"plugin {path}: cannot be read ({e.strerror})") from None
+        raise unread(f"plugin {path}", e) from None
     plugin = Plugin(path.name, hashlib.sha256(source).hexdigest())
     if plugin.sha256 in _loaded: return plugin
     execute(source, path)

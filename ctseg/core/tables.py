@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import InputError
-from .paths import refuse_special
+from .paths import refuse_special, unread
 
 # %% ../../nbs/core/12_tables.ipynb #91163ab1
 MAX_TABLE = 1 << 26  # bytes of a table that is read whole
@@ -44,7 +44,7 @@ def table_text(
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror}); {remedy}") from None
+        raise unread(path, e) from None
     problem = table_problem(data, most_lines)
     if problem: raise InputError(f"{path}: {problem}; {remedy}")
     try:

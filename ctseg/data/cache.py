@@ -21,7 +21,7 @@ import numpy as np
 from ..core.atomic import atomic_path
 from ..core.cache import own_cache
 from ..core.errors import InputError
-from ..core.paths import real_path, refuse_special
+from ..core.paths import real_path, refuse_special, unread
 
 # %% ../../nbs/data/25_cache.ipynb #e3590ef6
 @contextlib.contextmanager
@@ -31,7 +31,7 @@ def reading(path):
     try:
         yield
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from None
+        raise unread(path, e) from None
 
 # %% ../../nbs/data/25_cache.ipynb #34346f42
 def _stat(

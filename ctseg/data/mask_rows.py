@@ -19,7 +19,7 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..core.filetypes import content_of
-from ..core.paths import refuse_special
+from ..core.paths import refuse_special, unread
 from ..core.tables import MAX_LINE, refuse_padding
 
 # %% ../../nbs/data/45_mask_rows.ipynb #79ebb10d
@@ -117,8 +117,9 @@ def open_csv(path: Path):
     "Open a `.csv` or `.csv.gz` for reading bytes; a missing or damaged file is told in one line."
     opener = gzip.open if path.suffix == ".gz" else open
     refuse_special(path)
-    _check_content(path)
     try:
+        with open(path, "rb"): pass  # else its content seems to be another
+        _check_content(path)
         if path.suffix == ".gz": refuse_padding(path)
         with opener(path, "rb") as f:
             yield f
@@ -129,7 +130,7 @@ def open_csv(path: Path):
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise InputError(f"{path}: damaged gzip file ({e}); copy it again") from None
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from None
+        raise unread(path, e) from None
 
 # %% ../../nbs/data/45_mask_rows.ipynb #7e611569
 MAX_NAME = 255  # characters, as many as a file's name may have

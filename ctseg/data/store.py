@@ -22,7 +22,7 @@ import numpy as np
 from ..core.anatomy import ClassMap
 from ..core.atomic import atomic_path
 from ..core.errors import InputError, did_you_mean
-from ..core.paths import refuse_existing, refuse_special
+from ..core.paths import refuse_existing, refuse_special, refuse_unread
 from ctseg.core.schema import (
     HOW_CUT, SPAN, anything, fields, fit_schema, listed, mapped, maybe, number, text,
 )
@@ -202,6 +202,7 @@ class StoredPixels:
                 parts.append(self._read_some(some))
             return np.concatenate(parts)
         except Exception as e: # each way of being damaged or out of reach has its own
+            refuse_unread(self.where, e)
             problem = f"slices {first} to {last} cannot be read ({_reason_of(e)})"
             raise InputError(f"{self.where}: {problem}; {MAKE_AGAIN}") from None
 
@@ -232,12 +233,13 @@ def _read_index(root, split: str, where: str) -> dict[str, Any]:
     try:
         group = root[split]
         claimed = max(group[name].nbytes for name in INDEX)
-        if claimed > MAX_INDEX: raise MemoryError
+        if claimed > MAX_INDEX: raise OverflowError
         index = {name: group[name][...] for name in INDEX}
         names = index["names"].tobytes().decode()
         index["names"] = names.split("\n")
         pixels = {name: group[name] for name in PIXELS}
     except Exception as e:  # zarr and its codecs raise many kinds for damaged chunks
+        refuse_unread(where, e)
         problem = f"the index cannot be read ({type(e).__name__})"
         raise InputError(f"{where}: {problem}; {MAKE_AGAIN}") from None
     if not _fit_together(index, pixels):
@@ -296,6 +298,7 @@ def _open_root(place: str|Path) -> tuple[Any, dict[str, Any]]:
         root = zarr.open_group(place, mode="r")
         facts = dict(root.attrs).get("ctseg")
     except Exception as e:  # of zarr, or of the file system a URL leads to
+        refuse_unread(place, e)
         raise InputError(f"{place}: no store can be opened there ({type(e).__name__})") from None
     if not isinstance(facts, dict):
         problem = "not a store of ctseg, or one that was not finished"
@@ -346,6 +349,7 @@ def store_arrays(
         arrays = {name: group[name][...] for name in names if name in group}
         slices = group["images"].shape[0]
     except Exception as e:  # as above
+        refuse_unread(f"{place}, {split}", e)
         raise InputError(f"{place}, {split}: cannot be read ({type(e).__name__}); {MAKE_AGAIN}") from None
     fine = all(len(array) == slices and array.dtype == np.int64 for array in arrays.values())
     if not fine or len(arrays) not in (0, len(names)):

@@ -7,7 +7,6 @@ __all__ = ['read_series', 'plane_of', 'plane_of_slicing', 'LabelledSeries', 'Sur
            'survey_dicom', 'find_series']
 
 # %% ../../nbs/io/73_dicom.ipynb #08520a36
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import InputError, some_of
+from ..core.paths import unread
 from .dicom_headers import DicomFile, Misfit, path_without_patient
 from .dicom_heap import Entry, Heap, read_file, read_heap
 from .dicom_references import find_about, references, slim_label
@@ -60,10 +60,10 @@ def _lacks_series(path: Path) -> bool:
     except Exception:  # a damaged file
         return False
 
-def _damage(heap: Heap, path: Path) -> str:
-    "What is said of a damaged file, and of one that may not be read."
-    if not os.access(path, os.R_OK):
-        return f"{heap.names.shown(path)}: may not be read; change its permissions"
+def _damage(heap: Heap, path: Path, error: Exception|None = None) -> str:
+    "What is said of a damaged file, and of one that the system does not give."
+    error = error or heap.refused.get(path)
+    if isinstance(error, OSError) and error.errno: return str(unread(heap.names.shown(path), error))
     if _lacks_series(path):
         return (f"{heap.names.shown(path)}: SeriesInstanceUID is missing, so nobody can tell which slices "
                 "belong together; export the series again")
@@ -237,8 +237,9 @@ class _Surveyor:
         heap = self.heap
         try: files = slices_in(heap, entries)
         except Misfit as e: return self.fail(_misfit(heap, entries[0], e))
-        except Exception:  # one damaged series must not hide the others
-            return self.fail(_damage(heap, entries[0].path))
+        except MemoryError: raise
+        except Exception as e:  # one damaged series must not hide the others
+            return self.fail(_damage(heap, entries[0].path, e))
         for part in _without_surveys(files, heap.src, self.orientation, self.gaps):
             for phase in _by_phase(part): self._read_one(phase)
 
@@ -263,8 +264,9 @@ def _match(entry: Entry, surveyor: _Surveyor):
     try:
         file = heap.file(entry)
         about = find_about(references(file.header), [one.series for one in survey.series])
-    except Exception:  # likewise
-        return surveyor.fail(_damage(heap, entry.path))
+    except MemoryError: raise
+    except Exception as e:  # likewise
+        return surveyor.fail(_damage(heap, entry.path, e))
     slim = slim_label(file)
     for k in about: survey.series[k].labels.append(slim)
     if not about: survey.astray.append(slim)

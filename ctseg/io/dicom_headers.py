@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..core.errors import InputError
+from ..core.paths import refuse_unread
 from ..data.images import natural_key
 from .volumes import import_volumes_package
 from .walk import is_visible
@@ -172,6 +173,7 @@ def label_errors(file: DicomFile, src: Path):
         raise InputError(f"{file.shown(src)}: {e}") from None
     except InputError: raise
     except Exception as e:  # what pydicom and NumPy make of values that no standard allows
+        refuse_unread(file.shown(src), e)
         raise InputError(f"{file.shown(src)}: its {file.header.Modality} does not fit "
                          f"the series or is damaged ({type(e).__name__}); export it again") from None
 

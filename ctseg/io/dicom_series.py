@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import InputError
+from ..core.paths import refuse_unread
 from .dicom_headers import DicomFile, check_one_series, is_compressed, syntax_problem
 from .dicom_heap import Heap, frame_headers, read_file
 from .scale import scale_notes
@@ -192,6 +193,7 @@ def _raw_pixels(file: DicomFile, shown: str) -> np.ndarray:
     try:
         return read_file(file.path).pixel_array.reshape(-1, rows, columns)
     except Exception as e:  # each decoder has errors of its own
+        refuse_unread(shown, e)
         problem = syntax_problem(header)
         if problem: raise InputError(f"{shown}: {problem}") from None
         if is_compressed(header) and "RLE" not in syntax.name:

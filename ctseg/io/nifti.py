@@ -20,7 +20,8 @@ from ..core.atomic import atomic_path
 from ..core.errors import InputError
 from ..core.filetypes import called_nifti, content_of
 from ..core.json_files import write_json
-from ..core.paths import refuse_special
+from ..core.paths import refuse_special, refuse_unread
+from ..data.cache import reading
 from ..data.images import natural_key
 from .geometry import slice_axes
 from .index import predicted_volumes
@@ -35,8 +36,6 @@ _KINDS = {"EOFError": "cut off", "BadGzipFile": "its checksum is wrong", "Memory
 
 def _problem(path, error: Exception) -> tuple[str, str]:
     "What a file is in place of a NIfTI, and what to do."
-    if not os.access(path, os.R_OK):
-        return "it may not be read", "change its permissions"
     content, called_packed = content_of(path), str(path).lower().endswith(".gz")
     if content == _PLAIN and called_packed: return content, "call it .nii"
     if content == _PACKED and not called_packed:
@@ -65,10 +64,12 @@ def _load_image(path):
     if not Path(path).is_file():
         problem = "a link that leads nowhere" if Path(path).is_symlink() else "no such file"
         raise InputError(f"{path}: {problem}")
+    with reading(path), open(path, "rb"): pass  # nibabel does not tell why not
     try:
         image = nib.load(os.path.abspath(path))  # or a leading ~ would be somebody's home
         voxels = _voxels_of(image, path) if isinstance(image, nib.Nifti1Image) else None
     except Exception as e:  # nibabel, gzip and zlib raise a dozen kinds for a damaged file
+        if not isinstance(e, MemoryError): refuse_unread(path, e)  # a damaged size asks for any memory
         problem, remedy = _problem(path, e)
         raise InputError(f"{path}: not a readable NIfTI file ({problem}); {remedy}") from None
     if voxels is None:

@@ -23,6 +23,7 @@ from ..core.filetypes import check_folder
 from ..core.json_files import read_json
 from ..core.paths import refuse_special
 from ..core.tables import table_text
+from ..data.cache import reading
 from ..data.images import natural_key
 from .canvas import place_on_squares
 from .cases import Case
@@ -92,8 +93,9 @@ def _grey_values(path: Path) -> np.ndarray:
 def _voxel_mm(path: Path) -> np.ndarray:
     "The size of a voxel along the three axes, float [3], mm."
     refuse_special(path, 1 << 16)
-    try: mm = np.loadtxt(path).ravel()
-    except (OSError, ValueError): mm = np.zeros(0)
+    with reading(path), open(path) as f:
+        try: mm = np.loadtxt(f).ravel()
+        except ValueError: mm = np.zeros(0)
     if mm.shape != (3,) or not ((mm > .01) & (mm < 100)).all():
         raise InputError(f"{path}: expected three sizes in mm")
     return mm

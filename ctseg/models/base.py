@@ -21,7 +21,7 @@ from torch import nn
 
 from ..core.arguments import agrees
 from ..core.errors import InputError
-from ..core.paths import refuse_special
+from ..core.paths import refuse_special, refuse_unread
 from ..core.filetypes import content_of
 from .sealed import check_seal
 from ..data.batches import class_in_mask
@@ -148,6 +148,7 @@ def _open_file(path: Path):
         found = _found(path, e)
         raise InputError(f"{path}: holds more than tensors, or is damaged ({found}); {expected}") from None
     except Exception as e:  # each format has its own way to say "damaged"
+        refuse_unread(path, e)
         problem = "cannot be read as weights, the file is damaged or of another kind"
         raise InputError(f"{path}: {problem} ({_found(path, e)})") from None
 

@@ -20,7 +20,7 @@ from ..core.anatomy import ClassMap
 from ..core.atomic import atomic_path
 from ..core.errors import InputError
 from ..core.json_files import parse_json
-from ..core.paths import MAX_TEXT, refuse_special
+from ..core.paths import MAX_TEXT, refuse_special, refuse_unread
 from ..core.schema import fields, listed, mapped, number, text
 from ..data.cache import array_header
 
@@ -88,7 +88,8 @@ def open_store(path: Path) -> tuple[zipfile.ZipFile, dict[str, Any]]:
         return archive, checked_index(parse_json(archive.read("index.json").decode()))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except Exception:  # each way of being damaged has its own
+    except Exception as e:  # each way of being damaged has its own
+        refuse_unread(path, e)
         raise damaged(path) from None
 
 # %% ../../nbs/prediction/50_store.ipynb #3cb5feb1
@@ -133,6 +134,7 @@ class StoredProbabilities:
         channels = np.array(self.images[name], int) - 1
         try:
             prob[channels] = read_image(self.zip, name, (len(channels), *self.size))
-        except Exception:  # each way of being damaged has its own
+        except Exception as e:  # each way of being damaged has its own
+            refuse_unread(self.path, e)
             raise damaged(self.path, name) from None
         return prob

@@ -22,7 +22,7 @@ import numpy as np
 from ..core.anatomy import check_classes
 from ..core.atomic import atomic_path
 from ..core.errors import InputError
-from ..core.paths import refuse_special
+from ..core.paths import refuse_special, refuse_unread
 from ctseg.core.schema import (
     HOW_CUT, LONGEST, SPAN, Unexpected, anything, fields, listed, mapped, maybe, number, text,
 )
@@ -195,7 +195,8 @@ def _packed_labels(path: Path) -> LazyPixels:
     def read(rows: np.ndarray) -> np.ndarray:
         try:
             return _read_packed(path, rows)
-        except Exception:  # each way of being damaged has its own
+        except Exception as e:  # each way of being damaged has its own
+            refuse_unread(path, e)
             raise damaged_file(path, _NO_PSEUDO) from None
     with zipfile.ZipFile(path) as archive:
         f, shape = _open_labels(archive)
@@ -228,7 +229,8 @@ def read_pseudo(path: Path) -> dict[str, Any]:
             pseudo = {name: archive[name] for name in archive.files if name != "labels"}
         pseudo["labels"] = _packed_labels(path)
         fits = _fits_pseudo(pseudo)
-    except Exception:  # each way of being damaged has its own
+    except Exception as e:  # each way of being damaged has its own
+        refuse_unread(path, e)
         fits = False
     if not fits:
         raise damaged_file(path, _NO_PSEUDO)

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..core.atomic import atomic_path, remove
-from ..core.paths import refuse_special
+from ..core.paths import refuse_special, refuse_unread
 from ..models.base import load_weights
 from ..models.sealed import seal
 
@@ -55,7 +55,7 @@ def no_use(state: State) -> None:
     "Takes any state."
 
 def read_checkpoint(path: Path, models: Models, remedy: str, use: Use = no_use) -> State | None:
-    "Load the models of a checkpoint and `use` its other state; None with a warning that ends with `remedy` if it is damaged."
+    "Load the models of a checkpoint and `use` its other state; None with a warning that ends with `remedy` if it is damaged. `Unread` if the system does not give it."
     before = [copy.deepcopy(model.state_dict()) for model in models.values()]
     try:
         state = read_state(path/"state.pt")
@@ -65,6 +65,7 @@ def read_checkpoint(path: Path, models: Models, remedy: str, use: Use = no_use) 
     except Exception as e:  # each way of being damaged has its own
         for model, old in zip(models.values(), before):
             model.load_state_dict(old)
+        refuse_unread(path, e)  # not to be trained again
         warnings.warn(f"{path} is damaged, or of another network ({type(e).__name__}); {remedy}")
         return None
     return state

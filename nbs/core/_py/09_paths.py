@@ -83,6 +83,47 @@ try:
 except InputError as e: print(e, disk_full(e))
 
 # %% [markdown]
+# ## A file that the system does not give
+#
+# To copy a damaged file again helps. It does not help where permission, the network drive or memory is what lacks. Whoever catches all errors of a reader asks `refuse_unread` first.
+
+# %%
+#| export
+_TO_READ = {
+    errno.EACCES: "change its permissions",
+    errno.EPERM: "change its permissions",
+    errno.EMFILE: "allow more open files (`ulimit -n`)",
+    errno.EIO: "the disk or its network fails; try again, or copy the file from elsewhere",
+    errno.ESTALE: "the network drive has lost it; try again",
+}
+_OF_CONTENT = (None, errno.EINVAL, errno.ENOENT)  # errors of libraries, of a place that the content leads to, of what is missing
+_OF_MEMORY = ("allocate memory", "out of memory")  # as PyTorch says it
+
+def _memory_lacks(error: BaseException) -> bool:
+    "Is this how Python, or PyTorch, says so?"
+    if isinstance(error, MemoryError): return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OF_MEMORY)
+
+class Unread(InputError):
+    "The system does not give a file. It may be whole."
+
+def unread(path: str | Path, error: OSError) -> Unread: # to be raised by the caller
+    "The error for a file that the system does not give: why, and what to do."
+    remedy = _TO_READ.get(error.errno)
+    return Unread(f"{path}: cannot be read ({error.strerror})" + (f"; {remedy}" if remedy else ""))
+
+def refuse_unread(path: str | Path, error: BaseException) -> None:
+    "`Unread` for an error of the system; one of memory, or `Unread`, again: no sign of damage. Other errors are not told here."
+    if isinstance(error, Unread) or _memory_lacks(error): raise error
+    if isinstance(error, OSError) and error.errno not in _OF_CONTENT: raise unread(path, error) from None
+
+
+# %%
+try: refuse_unread("model.safetensors", PermissionError(errno.EACCES, "Permission denied"))
+except InputError as e: print(e)
+refuse_unread("model.safetensors", EOFError("cut off"))  # says nothing
+
+# %% [markdown]
 # A pipe, a terminal or `/dev/zero` may never end. Where a file is expected, they are told before they are opened.
 
 # %%

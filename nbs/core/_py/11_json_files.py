@@ -20,7 +20,7 @@ from pathlib import Path
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError
 from ctseg.core.filetypes import content_of
-from ctseg.core.paths import MAX_TEXT, refuse_special
+from ctseg.core.paths import MAX_TEXT, refuse_special, unread
 
 # %%
 #| hide
@@ -90,7 +90,7 @@ def read_json(path: str | Path):
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder, expected a JSON file") from None
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from None
+        raise unread(path, e) from None
     except UnicodeEncodeError:
         raise InputError(f"{path}: holds half a letter") from None
     except UnicodeDecodeError:

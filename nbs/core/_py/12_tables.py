@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ctseg.core.errors import InputError
-from ctseg.core.paths import refuse_special
+from ctseg.core.paths import refuse_special, unread
 
 # %%
 #| hide
@@ -67,7 +67,7 @@ def table_text(
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror}); {remedy}") from None
+        raise unread(path, e) from None
     problem = table_problem(data, most_lines)
     if problem: raise InputError(f"{path}: {problem}; {remedy}")
     try:

@@ -30,7 +30,7 @@ import numpy as np
 from ctseg.core.atomic import atomic_path
 from ctseg.core.cache import own_cache
 from ctseg.core.errors import InputError
-from ctseg.core.paths import real_path, refuse_special
+from ctseg.core.paths import real_path, refuse_special, unread
 
 # %%
 #| hide
@@ -57,7 +57,7 @@ def reading(path):
     try:
         yield
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from None
+        raise unread(path, e) from None
 
 
 # %%

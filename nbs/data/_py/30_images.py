@@ -27,7 +27,7 @@ from PIL import Image
 
 from ctseg.core.errors import InputError
 from ctseg.core.filetypes import PACKED, check_folder, content_of
-from ctseg.core.paths import refuse_special
+from ctseg.core.paths import refuse_special, refuse_unread
 from ctseg.data.cache import cached_array, reading
 from ctseg.data.lazy import LazyPixels, ReadPixels
 
@@ -230,7 +230,8 @@ def decode_png(
             if image.mode == "P" and not keep_indices:
                 image = image.convert("RGBA" if "transparency" in image.info else "RGB")
             pixels = np.asarray(image)
-    except Exception:  # Pillow raises a dozen kinds for damaged files
+    except Exception as e:  # Pillow raises a dozen kinds for damaged files
+        refuse_unread(path, e)
         raise no_png(path) from None
     if frames > 1:
         raise InputError(f"{path}: an animation of {frames} images, expected one; "

@@ -29,7 +29,7 @@ import numpy as np
 
 from ctseg.core.errors import InputError
 from ctseg.core.filetypes import content_of
-from ctseg.core.paths import refuse_special
+from ctseg.core.paths import refuse_special, unread
 from ctseg.core.tables import MAX_LINE, refuse_padding
 
 # %%
@@ -205,8 +205,9 @@ def open_csv(path: Path):
     "Open a `.csv` or `.csv.gz` for reading bytes; a missing or damaged file is told in one line."
     opener = gzip.open if path.suffix == ".gz" else open
     refuse_special(path)
-    _check_content(path)
     try:
+        with open(path, "rb"): pass  # else its content seems to be another
+        _check_content(path)
         if path.suffix == ".gz": refuse_padding(path)
         with opener(path, "rb") as f:
             yield f
@@ -217,7 +218,7 @@ def open_csv(path: Path):
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise InputError(f"{path}: damaged gzip file ({e}); copy it again") from None
     except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from None
+        raise unread(path, e) from None
 
 
 # %%

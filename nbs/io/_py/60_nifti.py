@@ -21,7 +21,8 @@ from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError
 from ctseg.core.filetypes import called_nifti, content_of
 from ctseg.core.json_files import write_json
-from ctseg.core.paths import refuse_special
+from ctseg.core.paths import refuse_special, refuse_unread
+from ctseg.data.cache import reading
 from ctseg.data.images import natural_key
 from ctseg.io.geometry import slice_axes
 from ctseg.io.index import predicted_volumes
@@ -55,8 +56,6 @@ _KINDS = {"EOFError": "cut off", "BadGzipFile": "its checksum is wrong", "Memory
 
 def _problem(path, error: Exception) -> tuple[str, str]:
     "What a file is in place of a NIfTI, and what to do."
-    if not os.access(path, os.R_OK):
-        return "it may not be read", "change its permissions"
     content, called_packed = content_of(path), str(path).lower().endswith(".gz")
     if content == _PLAIN and called_packed: return content, "call it .nii"
     if content == _PACKED and not called_packed:
@@ -91,10 +90,12 @@ def _load_image(path):
     if not Path(path).is_file():
         problem = "a link that leads nowhere" if Path(path).is_symlink() else "no such file"
         raise InputError(f"{path}: {problem}")
+    with reading(path), open(path, "rb"): pass  # nibabel does not tell why not
     try:
         image = nib.load(os.path.abspath(path))  # or a leading ~ would be somebody's home
         voxels = _voxels_of(image, path) if isinstance(image, nib.Nifti1Image) else None
     except Exception as e:  # nibabel, gzip and zlib raise a dozen kinds for a damaged file
+        if not isinstance(e, MemoryError): refuse_unread(path, e)  # a damaged size asks for any memory
         problem, remedy = _problem(path, e)
         raise InputError(f"{path}: not a readable NIfTI file ({problem}); {remedy}") from None
     if voxels is None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ctseg.core.errors import InputError
+from ctseg.core.paths import refuse_unread
 from ctseg.data.images import natural_key
 from ctseg.io.volumes import import_volumes_package
 from ctseg.io.walk import is_visible
@@ -273,6 +274,7 @@ def label_errors(file: DicomFile, src: Path):
         raise InputError(f"{file.shown(src)}: {e}") from None
     except InputError: raise
     except Exception as e:  # what pydicom and NumPy make of values that no standard allows
+        refuse_unread(file.shown(src), e)
         raise InputError(f"{file.shown(src)}: its {file.header.Modality} does not fit "
                          f"the series or is damaged ({type(e).__name__}); export it again") from None
 

@@ -213,7 +213,13 @@ class Heap:
     labels: list[Entry] = field(default_factory=list)
     passed_over: Counter = field(default_factory=Counter) # name of the kind → number of files
     damaged: list[Path] = field(default_factory=list)
+    refused: dict[Path, OSError] = field(default_factory=dict) # of these: what the system does not give, and why
     names: PatientNames = None
+
+    def refuse(self, path: Path, error: OSError):
+        "Note what the system does not give."
+        self.damaged.append(path)
+        self.refused[path] = error
 
     def file(self, entry: Entry) -> DicomFile:
         "The file with its header."
@@ -255,6 +261,7 @@ def _look_at(path: Path, heap: Heap, order: int):
     try:
         header = read_file(path, pixels=False, tags=_FIRST_LOOK)
         kind = kind_of(header)
+    except (OSError, MemoryError): raise
     except Exception:  # pydicom raises many kinds for a damaged file
         _unreadable(path, heap)
         return
@@ -320,9 +327,9 @@ def _sort_in(path: Path, heap: Heap, order: int):
     "Put a file into a heap; one that may not be read counts as damaged."
     read_elsewhere = called_nifti(path)  # whatever is in it
     if read_elsewhere or path.name.lower() == "dicomdir": return
-    try: ours = is_dicom(path)
-    except OSError: return heap.damaged.append(path)
-    if ours: return _look_at(path, heap, order)
+    try:
+        if is_dicom(path): return _look_at(path, heap, order)
+    except OSError as e: return heap.refuse(path, e)
     other = _other_kind(path)
     if other: heap.passed_over[other] += 1
 
@@ -350,8 +357,9 @@ def read_heap(
     check_folder(src, "DICOM CT series")
     heap = Heap(src, names=PatientNames(src))
     for order, folder in enumerate(folders_below(src) if deep else [src]):
-        try: paths = list(visible_files(folder))
-        except OSError: paths, heap.damaged = [], [*heap.damaged, folder]
+        paths = []
+        try: paths += visible_files(folder)
+        except OSError as e: heap.refuse(folder, e)
         for path in paths: _sort_in(path, heap, order)
         heap.passed_over["pipe, device or link to nowhere"] += _count_odd(folder)
     heap.passed_over += Counter()  # kinds of which there is none go

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.errors import InputError
+from ctseg.core.paths import refuse_unread
 from ctseg.io.dicom_headers import DicomFile, check_one_series, is_compressed, syntax_problem
 from ctseg.io.dicom_heap import Heap, frame_headers, read_file
 from ctseg.io.scale import scale_notes
@@ -322,6 +323,7 @@ def _raw_pixels(file: DicomFile, shown: str) -> np.ndarray:
     try:
         return read_file(file.path).pixel_array.reshape(-1, rows, columns)
     except Exception as e:  # each decoder has errors of its own
+        refuse_unread(shown, e)
         problem = syntax_problem(header)
         if problem: raise InputError(f"{shown}: {problem}") from None
         if is_compressed(header) and "RLE" not in syntax.name:

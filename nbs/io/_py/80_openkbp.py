@@ -24,6 +24,7 @@ from ctseg.core.filetypes import check_folder
 from ctseg.core.json_files import read_json
 from ctseg.core.paths import refuse_special
 from ctseg.core.tables import table_text
+from ctseg.data.cache import reading
 from ctseg.data.images import natural_key
 from ctseg.io.canvas import place_on_squares
 from ctseg.io.cases import Case
@@ -192,8 +193,9 @@ test_fail(lambda: _grey_values(patient/"Brainstem.csv"), contains="values are mi
 def _voxel_mm(path: Path) -> np.ndarray:
     "The size of a voxel along the three axes, float [3], mm."
     refuse_special(path, 1 << 16)
-    try: mm = np.loadtxt(path).ravel()
-    except (OSError, ValueError): mm = np.zeros(0)
+    with reading(path), open(path) as f:
+        try: mm = np.loadtxt(f).ravel()
+        except ValueError: mm = np.zeros(0)
     if mm.shape != (3,) or not ((mm > .01) & (mm < 100)).all():
         raise InputError(f"{path}: expected three sizes in mm")
     return mm

@@ -23,7 +23,7 @@ from torch import nn
 
 from ctseg.core.arguments import agrees
 from ctseg.core.errors import InputError
-from ctseg.core.paths import refuse_special
+from ctseg.core.paths import refuse_special, refuse_unread
 from ctseg.core.filetypes import content_of
 from ctseg.models.sealed import check_seal
 from ctseg.data.batches import class_in_mask
@@ -305,6 +305,7 @@ def _open_file(path: Path):
         found = _found(path, e)
         raise InputError(f"{path}: holds more than tensors, or is damaged ({found}); {expected}") from None
     except Exception as e:  # each format has its own way to say "damaged"
+        refuse_unread(path, e)
         problem = "cannot be read as weights, the file is damaged or of another kind"
         raise InputError(f"{path}: {problem} ({_found(path, e)})") from None
 

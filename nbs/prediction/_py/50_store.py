@@ -23,7 +23,7 @@ from ctseg.core.anatomy import ClassMap
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError
 from ctseg.core.json_files import parse_json
-from ctseg.core.paths import MAX_TEXT, refuse_special
+from ctseg.core.paths import MAX_TEXT, refuse_special, refuse_unread
 from ctseg.core.schema import fields, listed, mapped, number, text
 from ctseg.data.cache import array_header
 
@@ -139,7 +139,8 @@ def open_store(path: Path) -> tuple[zipfile.ZipFile, dict[str, Any]]:
         return archive, checked_index(parse_json(archive.read("index.json").decode()))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except Exception:  # each way of being damaged has its own
+    except Exception as e:  # each way of being damaged has its own
+        refuse_unread(path, e)
         raise damaged(path) from None
 
 
@@ -195,7 +196,8 @@ class StoredProbabilities:
         channels = np.array(self.images[name], int) - 1
         try:
             prob[channels] = read_image(self.zip, name, (len(channels), *self.size))
-        except Exception:  # each way of being damaged has its own
+        except Exception as e:  # each way of being damaged has its own
+            refuse_unread(self.path, e)
             raise damaged(self.path, name) from None
         return prob
 
