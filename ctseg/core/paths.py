@@ -64,7 +64,7 @@ _TO_READ = {
     errno.EIO: "the disk or its network fails; try again, or copy the file from elsewhere",
     errno.ESTALE: "the network drive has lost it; try again",
 }
-_OF_CONTENT = (None, errno.EINVAL, errno.ENOENT)  # errors of libraries, of a place that the content leads to, of what is missing
+_OF_CONTENT = (None, errno.EINVAL, errno.ENOENT)  # a library's, of a place in the content, of what is missing
 _OF_MEMORY = ("allocate memory", "out of memory")  # as PyTorch says it
 
 def _memory_lacks(error: BaseException) -> bool:
@@ -83,7 +83,8 @@ def unread(path: str | Path, error: OSError) -> Unread: # to be raised by the ca
 def refuse_unread(path: str | Path, error: BaseException) -> None:
     "`Unread` for an error of the system; one of memory, or `Unread`, again: no sign of damage. Other errors are not told here."
     if isinstance(error, Unread) or _memory_lacks(error): raise error
-    if isinstance(error, OSError) and error.errno not in _OF_CONTENT: raise unread(path, error) from None
+    if isinstance(error, OSError) and error.errno not in _OF_CONTENT:
+        raise unread(path, error) from None
 
 # %% ../../nbs/core/09_paths.ipynb #1229c21f
 MAX_TEXT = 1 << 28  # bytes of a file of text, such as JSON

@@ -62,8 +62,10 @@ def _lacks_series(path: Path) -> bool:
 
 def _damage(heap: Heap, path: Path, error: Exception|None = None) -> str:
     "What is said of a damaged file, and of one that the system does not give."
+    if isinstance(error, MemoryError): raise error
     error = error or heap.refused.get(path)
-    if isinstance(error, OSError) and error.errno: return str(unread(heap.names.shown(path), error))
+    if isinstance(error, OSError) and error.errno:
+        return str(unread(heap.names.shown(path), error))
     if _lacks_series(path):
         return (f"{heap.names.shown(path)}: SeriesInstanceUID is missing, so nobody can tell which slices "
                 "belong together; export the series again")
@@ -237,8 +239,7 @@ class _Surveyor:
         heap = self.heap
         try: files = slices_in(heap, entries)
         except Misfit as e: return self.fail(_misfit(heap, entries[0], e))
-        except MemoryError: raise
-        except Exception as e:  # one damaged series must not hide the others
+        except Exception as e:  # a damaged series must not hide the others
             return self.fail(_damage(heap, entries[0].path, e))
         for part in _without_surveys(files, heap.src, self.orientation, self.gaps):
             for phase in _by_phase(part): self._read_one(phase)
@@ -264,7 +265,6 @@ def _match(entry: Entry, surveyor: _Surveyor):
     try:
         file = heap.file(entry)
         about = find_about(references(file.header), [one.series for one in survey.series])
-    except MemoryError: raise
     except Exception as e:  # likewise
         return surveyor.fail(_damage(heap, entry.path, e))
     slim = slim_label(file)

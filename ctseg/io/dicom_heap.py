@@ -126,7 +126,7 @@ class Heap:
     labels: list[Entry] = field(default_factory=list)
     passed_over: Counter = field(default_factory=Counter) # name of the kind → number of files
     damaged: list[Path] = field(default_factory=list)
-    refused: dict[Path, OSError] = field(default_factory=dict) # of these: what the system does not give, and why
+    refused: dict[Path, OSError] = field(default_factory=dict) # of these: what the system does not give
     names: PatientNames = None
 
     def refuse(self, path: Path, error: OSError):

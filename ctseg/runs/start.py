@@ -28,7 +28,7 @@ from .contents import SPEC
 from .folder import Run, check_weights, difference, read_spec, spec_dict
 from .lock import NO_RUN
 from .old_recipe import is_old
-from .sums import SUMS
+from .sums import SUMS, check_sums
 
 # %% ../../nbs/runs/21_start.ipynb #ab6a540f
 def is_taken(run: Run) -> bool:
@@ -153,6 +153,7 @@ def start_run(run: Run, spec: dict[str, Any], resume: bool = False) -> Run:
         check_same_run(run, spec)
         if run.finished:
             check_weights(run)
+            check_sums(run.folder)
             for name in NO_RUN:  # of a kill after the last file
                 with contextlib.suppress(OSError): (run/name).unlink()
     else:

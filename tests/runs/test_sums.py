@@ -131,3 +131,31 @@ def test_calibrating_again_renews_the_sum(run):
 def test_damaged_sums_are_told(run, content):
     (run/"checksums.json").write_text(content)
     with pytest.raises(InputError, match="checksums.json"): load_predictor(run.folder, "cpu")
+
+
+def continued(run):
+    "The run, continued with its own settings."
+    recipe = read_spec(run/"recipe.json")["recipe"]
+    return fit(toy(), recipe, run.folder, device="cpu", progress=False, resume=True)
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name, change", [
+    *((name, change) for name, change in CHANGES.items() if name != "recipe.json"),
+    *(("checkpoints/model.safetensors", change) for change in (cut_off, flipped)),
+    ("metrics.json", cut_off),
+])
+def test_a_finished_run_that_is_not_whole_is_not_called_finished(run, name, change):
+    assert continued(run).finished
+    change(run/name)
+    with pytest.raises(InputError) as told: continued(run)
+    assert str(run/name) in str(told.value)

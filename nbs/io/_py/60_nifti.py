@@ -95,7 +95,8 @@ def _load_image(path):
         image = nib.load(os.path.abspath(path))  # or a leading ~ would be somebody's home
         voxels = _voxels_of(image, path) if isinstance(image, nib.Nifti1Image) else None
     except Exception as e:  # nibabel, gzip and zlib raise a dozen kinds for a damaged file
-        if not isinstance(e, MemoryError): refuse_unread(path, e)  # a damaged size asks for any memory
+        if not isinstance(e, MemoryError):  # which may be a damaged size
+            refuse_unread(path, e)
         problem, remedy = _problem(path, e)
         raise InputError(f"{path}: not a readable NIfTI file ({problem}); {remedy}") from None
     if voxels is None:

@@ -17,7 +17,7 @@ from typing import Any
 from ctseg.core.errors import InputError
 from ctseg.core.json_files import json_checksum, read_json, write_json
 from ctseg.core.schema import fit_schema, mapped, text
-from ctseg.models.sealed import CHUNK, read_seal
+from ctseg.models.sealed import CHUNK, check_seal, read_seal
 
 # %%
 #| hide
@@ -36,9 +36,9 @@ from fastcore.test import test_eq
 
 # %%
 #| export
-SUMS, METRICS_FILE = "checksums.json", "metrics.json"
+SUMS, METRICS_FILE, WEIGHTS_FILE = "checksums.json", "metrics.json", "checkpoints/model.safetensors"
 SUMMED = ("recipe.json", "history.csv", "reliability.csv", "pseudo_labels.csv", "pseudo_labels.npz",
-          "pseudo_cells.csv", "checkpoints/model.safetensors", METRICS_FILE)
+          "pseudo_cells.csv", WEIGHTS_FILE, METRICS_FILE)
 
 def file_sum(path: Path) -> str | None:
     "The checksum of a file of a run, eight hexadecimal digits; None for weights that carry none."
@@ -107,6 +107,19 @@ with tempfile.TemporaryDirectory() as d:
     except InputError as e: print(str(e).replace(d, "run"))
     (run/SUMS).unlink()
     check_sum(run/"recipe.json")
+
+
+# %% [markdown]
+# Who continues a finished run has nothing to do, and is told that it is finished. That holds only while its files are whole.
+
+# %%
+#| export
+def check_sums(run: Path) -> None:
+    "`InputError` for the first file of a finished run that is not as the run wrote it. Files that are missing are not told here."
+    for name in SUMMED:
+        if os.path.lexists(run/name): check_sum(run/name, run)
+    weights = run/WEIGHTS_FILE  # of which only the checksum that they carry has been compared
+    if os.path.lexists(weights): check_seal(weights)
 
 
 # %% [markdown]

@@ -28,7 +28,7 @@ from ctseg.runs.contents import SPEC
 from ctseg.runs.folder import Run, check_weights, difference, read_spec, spec_dict
 from ctseg.runs.lock import NO_RUN
 from ctseg.runs.old_recipe import is_old
-from ctseg.runs.sums import SUMS
+from ctseg.runs.sums import SUMS, check_sums
 
 # %%
 #| hide
@@ -229,6 +229,7 @@ def start_run(run: Run, spec: dict[str, Any], resume: bool = False) -> Run:
         check_same_run(run, spec)
         if run.finished:
             check_weights(run)
+            check_sums(run.folder)
             for name in NO_RUN:  # of a kill after the last file
                 with contextlib.suppress(OSError): (run/name).unlink()
     else:
