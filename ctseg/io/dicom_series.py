@@ -373,6 +373,8 @@ def make_series(
     return Series(paths, SliceHeaders(files), _affine(stack), positions, tilted, files[0].patterns)
 
 # %% ../../nbs/io/72_dicom_series.ipynb #4929fe8c
+_UNITS = {"US": "not told (RescaleType US)", "HU_MOD": "HU_MOD, a modified Hounsfield unit"}
+
 def series_notes(
     series: Series,
     hu: np.ndarray, # its voxels
@@ -386,4 +388,8 @@ def series_notes(
     if not evenly_spaced(steps):
         span = f"{steps.min():.3g} to {steps.max():.3g} mm apart"
         notes += (f"{shown}: its slices are unevenly spaced, {span}",)
+    unit = str(series.headers[0].get("RescaleType") or "").strip().upper()
+    if unit not in ("", "HU"):
+        words = _UNITS.get(unit, unit)
+        notes += (f"{shown}: its unit is {words}; its values were taken as Hounsfield units",)
     return notes + scale_notes(hu, shown)

@@ -73,6 +73,27 @@ def test_maps_of_two_energies_are_left_out(tmp_path, kind):
     assert [scan.source for scan in found.scans] == ["ct"] and "not in Hounsfield" in found.notes[0]
 
 
+@pytest.mark.parametrize("kind, told", [("US", "not told"), ("hu_mod", "modified"), ("HU", ""), ("", "")])
+def test_a_unit_that_is_not_told_is_taken_as_hounsfield_and_said(tmp_path, kind, told):
+    write_series(tmp_path / "src" / "ct", *planes(4), RescaleType=kind)
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    notes = find_scans([tmp_path / "src"]).scans[0].open().volume.notes
+    assert list(notes) == facts["notes"] and len(notes) == bool(told)
+    assert all(told in note and "Hounsfield" in note for note in notes)
+
+
+@pytest.mark.parametrize("kind, uid", [("PT", ".128"), ("MR", ".4"), ("MR", ".2")])
+def test_images_of_another_machine_are_no_ct(tmp_path, kind, uid):
+    other = {"Modality": kind, "SOPClassUID": f"1.2.840.10008.5.1.4.1.1{uid}"}  # the last contradicts itself
+    write_series(tmp_path / "other", *planes(4), **other)
+    for read in (lambda: import_dicom(tmp_path / "other", tmp_path / "out", classes=TWO), lambda: find_scans([tmp_path / "other"])):
+        with pytest.raises(InputError, match=f"4 {kind}"): read()
+    write_series(tmp_path / "both" / "ct", *planes(4))
+    write_series(tmp_path / "both" / "other", *planes(4), **other)
+    assert find_scans([tmp_path / "both"]).passed_over == {kind: 4}
+    assert import_dicom(tmp_path / "both", tmp_path / "out", classes=TWO)["passed_over"] == {kind: 4}
+
+
 def test_a_dicom_scale_is_told_by_import_and_segment(tmp_path):
     write_series(tmp_path / "src" / "ct", *planes(4), RescaleIntercept=0)
     facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
