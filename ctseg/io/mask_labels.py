@@ -20,7 +20,7 @@ from .label_names import read_examined_cases
 from .mask_files import check_palettes, find_mask_files, values_in
 from .pixels import check_size, read_values, two_values
 from .rle import Coding, decode
-from .rle_table import SINGLE, read_codes
+from .rle_table import SINGLE, image_of, read_codes
 from .value_names import class_map, foreground, numbered, read_value_names, token_ids
 from .volumes import class_flags
 
@@ -183,10 +183,16 @@ def read_labels(
     return SourceMasks(found.classes, told, draw, words, tuple(found.ignored))
 
 # %% ../../nbs/io/95_mask_labels.ipynb #ff7b3a22
-def _read_examined(path: Path, classes: ClassMap) -> dict[str, np.ndarray]:
+def _read_examined(path: Path, classes: ClassMap, stems: Collection[str]) -> dict[str, np.ndarray]:
     "Image → classes examined, bool [C], from an `annotated_labels.json` beside the masks."
-    examined = read_examined_cases(path, classes)
-    return {image.removesuffix(".png"): known for image, known in examined.items()}
+    examined: dict[str, np.ndarray] = {}
+    for name, known in read_examined_cases(path, classes).items():
+        image = image_of(name, stems)
+        if image is None: continue
+        if not np.array_equal(examined.setdefault(image, known), known):
+            raise InputError(f"{path}: the image {image} is there twice, "
+                             "with different classes; keep one of them")
+    return examined
 
 # %% ../../nbs/io/95_mask_labels.ipynb #21a7f51d
 def _annotated_beside(masks) -> Path:
@@ -204,7 +210,7 @@ def known_on_images(labels: SourceMasks, annotated: str, masks) -> dict[str, np.
         return {image: np.ones(C, bool) for image in labels.told}
     if annotated == "present": return dict.fromkeys(labels.told)
     if path.exists():
-        examined = _read_examined(path, labels.classes)
+        examined = _read_examined(path, labels.classes, labels.told)
         for image in labels.told:
             if image not in examined:
                 raise InputError(f"{path}: does not say what was examined on {image}; add it, [] for nothing")

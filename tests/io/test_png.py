@@ -212,6 +212,11 @@ def test_what_is_missing_is_unknown_unless_told_otherwise(d, form):
     beside.write_text(json.dumps({stem: NAMES for stem in STEMS[:4]}))
     import_png(d/"images", masks, d/"told", Labelling())
     assert read_challenge(d/"told").known[:4].all()
+    beside.write_text(json.dumps({f"slices/{stem}.PNG": NAMES for stem in STEMS[:4]}))
+    import_png(d/"images", masks, d/"told otherwise", Labelling())
+    assert read_challenge(d/"told otherwise").known[:4].all()
+    beside.write_text(json.dumps({STEMS[0]: NAMES, f"{STEMS[0]}.PNG": []}))
+    told(lambda: import_png(d/"images", masks, d/"never", Labelling()), "p0_s0 is there twice")
     beside.write_text(json.dumps({stem: ["spleen"] for stem in STEMS[:4]}))
     told(
         lambda: import_png(d/"images", masks, d/"never", Labelling()),
@@ -285,6 +290,12 @@ def test_patients(d):
         (d/"who.csv").write_text((d/"who.csv").read_text().replace(",", mark))
         assert find_patients(STEMS, str(d/"who.csv"))[::3] == ["Jane Doe 0", "Jane Doe 1"]
         (d/"who.csv").write_text((d/"who.csv").read_text().replace(mark, ","))
+    for called in (r"C:\slices\{}.PNG", "train/{}.png", " {}.dcm ", "{}"):  # as image tables may call them
+        write(d/"who.csv", "patient,image", [f"Jane Doe {i//3},{called.format(stem)}" for i, stem in enumerate(STEMS)])
+        assert find_patients(STEMS, str(d/"who.csv"))[::3] == ["Jane Doe 0", "Jane Doe 1"]
+        (d/"who.json").write_text(json.dumps({called.format(stem): stem[:2] for stem in STEMS}))
+        assert find_patients(STEMS, str(d/"who.json")) == [stem[:2] for stem in STEMS]
+    write(d/"who.csv", "patient,image", [f"Jane Doe {i//3},{stem}.png" for i, stem in enumerate(STEMS)])
     with open(d/"who.csv", "a") as f: f.write(f"Jane Doe 1,{STEMS[0]}.png\n")
     (d/"who.json").write_text(json.dumps({STEMS[0]: "a", f"{STEMS[0]}.png": "b"}))
     for patients, says in (

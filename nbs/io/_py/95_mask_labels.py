@@ -22,7 +22,7 @@ from ctseg.io.label_names import read_examined_cases
 from ctseg.io.mask_files import check_palettes, find_mask_files, values_in
 from ctseg.io.pixels import check_size, read_values, two_values
 from ctseg.io.rle import Coding, decode
-from ctseg.io.rle_table import SINGLE, read_codes
+from ctseg.io.rle_table import SINGLE, image_of, read_codes
 from ctseg.io.value_names import class_map, foreground, numbered, read_value_names, token_ids
 from ctseg.io.volumes import class_flags
 
@@ -286,10 +286,16 @@ print(labels.form, labels.told, labels.paint("007", (1, 3), "refuse")[0])
 
 # %%
 #| export
-def _read_examined(path: Path, classes: ClassMap) -> dict[str, np.ndarray]:
+def _read_examined(path: Path, classes: ClassMap, stems: Collection[str]) -> dict[str, np.ndarray]:
     "Image → classes examined, bool [C], from an `annotated_labels.json` beside the masks."
-    examined = read_examined_cases(path, classes)
-    return {image.removesuffix(".png"): known for image, known in examined.items()}
+    examined: dict[str, np.ndarray] = {}
+    for name, known in read_examined_cases(path, classes).items():
+        image = image_of(name, stems)
+        if image is None: continue
+        if not np.array_equal(examined.setdefault(image, known), known):
+            raise InputError(f"{path}: the image {image} is there twice, "
+                             "with different classes; keep one of them")
+    return examined
 
 
 # %%
@@ -316,7 +322,7 @@ def known_on_images(labels: SourceMasks, annotated: str, masks) -> dict[str, np.
         return {image: np.ones(C, bool) for image in labels.told}
     if annotated == "present": return dict.fromkeys(labels.told)
     if path.exists():
-        examined = _read_examined(path, labels.classes)
+        examined = _read_examined(path, labels.classes, labels.told)
         for image in labels.told:
             if image not in examined:
                 raise InputError(f"{path}: does not say what was examined on {image}; add it, [] for nothing")

@@ -39,6 +39,7 @@ from ctseg.io.outputs import new_folder
 from ctseg.io.pixels import Grey, read_grey, read_units
 from ctseg.io.renaming import read_renaming, with_new_names
 from ctseg.io.scale import scale_notes
+from ctseg.io.rle_table import image_of
 from ctseg.io.value_names import column_of, read_text_table
 from ctseg.io.volumes import class_flags
 
@@ -187,20 +188,19 @@ test_fail(
 _IMAGE_COLUMNS = ("image", "imageid", "id", "imagename", "filename", "file", "slice")
 _PATIENT_COLUMNS = ("patient", "patientid", "case", "caseid", "subject", "group")
 
-def _patient_table(path: Path) -> dict[str, str]:
-    "Image → patient, from a JSON object or a CSV with the columns image and patient."
+def _patient_table(path: Path) -> list[tuple[str, str]]:
+    "Pairs of an image, as the table calls it, and its patient, from a JSON object or a CSV with the columns image and patient."
     if path.suffix.lower() == ".json":
         table = read_json(path)
         if not isinstance(table, dict):
             raise InputError(f'{path}: expected {{"image": "patient", …}}')
-        pairs = ((image.removesuffix(".png"), str(patient)) for image, patient in table.items())
-        return once_each(pairs, path)
+        return [(image, str(patient)) for image, patient in table.items()]
     header, rows = read_text_table(path)
     image = column_of(header, _IMAGE_COLUMNS)
     patient = column_of(header, _PATIENT_COLUMNS)
     if image is None or patient is None:
         raise InputError(f"{path}: expected a CSV with the columns image,patient")
-    return once_each(((row[image].strip().removesuffix(".png"), row[patient].strip()) for row in rows), path)
+    return [(row[image], row[patient].strip()) for row in rows]
 
 
 # %%
@@ -217,7 +217,9 @@ def _matched(match: re.Match|None) -> str|None:
 def find_patients(stems: list[str], patients: str) -> list[str|None]:
     "The patient of each image by a table or a regular expression; `None` where there is none."
     if Path(patients).is_file() or patients.lower().endswith((".csv", ".json")):
-        table = _patient_table(Path(patients))
+        known = set(stems)
+        named = ((image_of(image, known), patient) for image, patient in _patient_table(Path(patients)))
+        table = once_each(((stem, patient) for stem, patient in named if stem is not None), patients)
         return [table.get(stem) or None for stem in stems]
     try:
         matches = [re.search(patients, stem) for stem in stems]
