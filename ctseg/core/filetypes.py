@@ -96,6 +96,24 @@ def _kind(path: Path) -> str:
     if path.is_dir(): return "a folder"
     return "a file" if path.exists() else "a link that leads nowhere"
 
+# %% ../../nbs/core/14_filetypes.ipynb #fc41ac26
+def _unpacked(archive: str) -> str:
+    "The name of an archive without its ending."
+    endings = [ending for ending in ARCHIVES if archive.lower().endswith(ending)]
+    return archive[:len(archive) - len(max(endings, key=len, default=""))]
+
+def _may_hold(path: Path, name: str) -> bool:
+    """May an archive hold what is called so, by its own name?
+
+    Not one of the other split, of another kind, or of what is there already."""
+    if not path.name.lower().endswith(ARCHIVES): return False
+    inner = _unpacked(path.name)
+    if _letters(inner) == _letters(name): return True
+    splits = {word for word in re.findall("[a-z]+", inner.lower()) if word in ("train", "test")}
+    if splits and not any(split in name for split in splits): return False
+    return Path(inner).suffix in ("", Path(name).suffix) and not (path.parent/inner).exists()
+
+# %% ../../nbs/core/14_filetypes.ipynb #36c173a3
 def instead_of(
     folder: Path,
     name: str, # of the file or folder that is missing
@@ -110,5 +128,6 @@ def instead_of(
     if near: return f" ({near[0]} is there: call it {name})"
     deeper = sorted(folder.glob(f"*/{name}"))
     if deeper: return f" (it lies in {deeper[0].parent.name}/: move it up)"
-    packed = [path.name for path in beside if archives and path.name.lower().endswith(ARCHIVES)]
+    packed = [path.name for path in beside if archives and _may_hold(path, name)]
+    packed.sort(key=lambda archive: _letters(_unpacked(archive)) != _letters(name))  # one called so is first
     return f" (unpack {packed[0]} first)" if packed else ""

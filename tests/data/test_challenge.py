@@ -655,6 +655,12 @@ def test_the_sites_table_is_a_partial_truth(data):
         ),
         (lambda d: ((d/"train").mkdir(), (d/"train-images").rename(d/"train/train-images")), "train/: move it up"),
         (lambda d: (shutil.make_archive(d/"images", "zip", d/"train-images"), shutil.rmtree(d/"train-images")), "unpack images.zip"),
+        (lambda d: ((d/"train-images").rename(d/"test-images"), (d/"test-images.zip").touch()), "has no train-images/; expected"),
+        (lambda d: ((d/"test-images.zip").touch(), shutil.make_archive(d/"train-images", "zip", d/"train-images"),
+                    shutil.rmtree(d/"train-images")), "unpack train-images.zip"),
+        (lambda d: ((d/"a.json.zip").touch(), shutil.rmtree(d/"train-images")), "has no train-images/; expected"),
+        (lambda d: ((d/"train-images.zip").touch(), (d/"y_train.csv").unlink()), "put the table of masks there"),
+        (lambda d: ((d/"test-images.zip").touch(), (d/"raidium.tar.gz").touch(), shutil.rmtree(d/"train-images")), "unpack raidium.tar.gz"),
         (lambda d: (d/"y_train.csv").rename(d/"Y_train.csv"), "call it y_train.csv"),
         (lambda d: (d/"y_train.csv").rename(d/"y.train.csv"), "call it y_train.csv"),
         (lambda d: (d/"y_train.csv").rename(d/"y_train.csv.zip"), "unpack y_train.csv.zip"),
@@ -669,4 +675,4 @@ def test_what_is_there_instead_is_told(tmp_path, change, says):
     change(tmp_path/"d")
     with pytest.raises(InputError) as e:
         read_challenge(tmp_path/"d")
-    assert says in str(e.value) and "\n" not in str(e.value)
+    assert says in str(e.value) and "\n" not in str(e.value) and "unpack test" not in str(e.value)
