@@ -25,7 +25,7 @@ from ..prediction.saved import run_spec
 from .facts import read_split, scored_slices
 from .page import fill_template, page_place, write_page
 from ..runs.folder import Run
-from ..runs.source import find_run
+from ..runs.source import distinct_runs
 from ..runs.recipe import recipe_differences
 
 # %% ../../nbs/report/50_comparison.ipynb #ceae9113
@@ -153,7 +153,7 @@ def report_comparison(
 ) -> tuple[Path, list[dict[str, Any]]]: # where it was written; a record for each run
     "Write the page that compares several runs."
     place = page_place(runs[0], out, "comparison.html")
-    runs = [find_run(run) for run in runs]
+    runs = distinct_runs(runs)
     specs = [run_spec(run) for run in runs]
     if data is None:
         raise InputError("comparing runs needs slices to score them on: give --data FOLDER")

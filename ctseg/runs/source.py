@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['NAME_PART', 'REVISION', 'ON_HUB', 'WEIGHTS', 'NEEDED', 'SHARED', 'Fetch', 'HubName', 'hub_name',
            'import_hub', 'hub_failure', 'from_network', 'from_cache', 'check_inside',
-           'fetch_files', 'check_fetched', 'fetch_run', 'find_run']
+           'fetch_files', 'check_fetched', 'fetch_run', 'find_run', 'distinct_runs']
 
 # %% ../../nbs/runs/22_source.ipynb #d154231e
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ from ..core.errors import InputError
 from ..core.json_files import read_json
 from ..core.paths import real_path
 from ..core.registry import Plugin, is_loaded
+from ..models.sealed import read_seal
 from .folder import Run
 from .sums import METRICS_FILE, SUMS
 
@@ -174,3 +176,20 @@ def find_run(name: str | Path | Run) -> Run:
     if isinstance(name, Run): return name
     on_hub = hub_name(name)
     return Run(name) if on_hub is None else Run(fetch_run(on_hub))
+
+# %% ../../nbs/runs/22_source.ipynb #4c99670d
+def distinct_runs(names: Iterable[str | Path | Run]) -> list[Run]:
+    "The runs that are meant, see `find_run`. `InputError` for one that is given twice; a warning for a copy."
+    runs: dict[Path, Run] = {}
+    for run in map(find_run, names):
+        real = real_path(run.folder)
+        if real in runs:
+            raise InputError(f"{run.folder}: this run is given twice, expected once")
+        runs[real] = run
+    weights: dict[str, Run] = {}
+    for run in runs.values():
+        seal = read_seal(run.weights) if run.weights.is_file() else None
+        other = weights.setdefault(seal, run) if seal else run
+        if other is not run:
+            warnings.warn(f"{run.folder} has the weights of {other.folder}: one is a copy of the other")
+    return list(runs.values())

@@ -63,11 +63,13 @@ def test_a_perfect_submission_scores_one(tmp_path):
     )
 
 
-def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
+def test_a_run_counts_once(run, tmp_path):
     from ctseg.prediction.predictor import load_predictor
-    images = read_challenge(SAMPLE, "test").images[:1]
-    one, two = load_predictor(run), load_predictor([run, run])
-    assert np.allclose(one.probabilities(images), two.probabilities(images), atol=1e-6)
+    (tmp_path/"link").symlink_to(run)
+    for again in (run, f"{run}/.", tmp_path/"link"):
+        with pytest.raises(InputError, match="given twice"): load_predictor([run, again])
+    copy = shutil.copytree(run, tmp_path/"copy")
+    with pytest.warns(UserWarning, match="has the weights of .*: one is a copy"): load_predictor([run, copy])
 
 
 @pytest.mark.parametrize("args, says", [

@@ -111,3 +111,14 @@ def test_what_may_not_be_read_ends_nothing(tmp_path, monkeypatch, what):
     found = find_scans([tmp_path/"src"])
     assert [scan.source for scan in found.scans] == ["good"]
     assert len(found.broken) == 1 and "cannot be read (Permission denied)" in found.broken[0][1]
+
+
+def test_a_scan_is_taken_once(tmp_path):
+    write_series(tmp_path/"src"/"a", *planes(4))
+    (tmp_path/"link").symlink_to(tmp_path/"src")
+    for paths, says in (
+        (["src", "link"], "link: is given twice"),
+        (["src/a", "src"], "a: lies in .*src, which is given too"),
+        (["link", "src/a"], "lies in .*link"),
+    ):
+        with pytest.raises(InputError, match=says): find_scans([tmp_path/path for path in paths])

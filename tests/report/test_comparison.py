@@ -27,8 +27,10 @@ def test_comparison_uses_slices_that_all_held_out(world):
     with pytest.raises(InputError, match="no slice was held out by all"): common_slices([a, c], world/"data")
 
 
-def test_differences_are_to_the_first_run(world):
-    path, records = report_comparison([world/"a", world/"b", world/"a"], world/"data", plan=CPU)
+def test_differences_are_to_the_first_run(world, tmp_path):
+    copy = shutil.copytree(world/"a", tmp_path/"copy")
+    with pytest.warns(UserWarning, match="one is a copy of the other"):
+        path, records = report_comparison([world/"a", world/"b", copy], world/"data", plan=CPU)
     assert path == world/"a"/"comparison.html" and "<td>seed</td>" in path.read_text()
     assert records[2]["difference"] == 0 and records[2]["paired"] == (0, 0)
     assert abs(records[1]["difference"] - (records[1]["dice"] - records[0]["dice"])) < 1e-12

@@ -35,7 +35,7 @@ from ctseg.models.base import load_weights, place
 from ctseg.prediction.saved import SavedCalibration, read_metrics, run_classes, run_spec
 from ctseg.runs.folder import Run
 from ctseg.runs.network import working_size
-from ctseg.runs.source import find_run
+from ctseg.runs.source import distinct_runs
 from ctseg.runs.sums import check_sum
 
 # %%
@@ -526,7 +526,7 @@ def load_predictor(
 ) -> Predictor:
     "The trained models of runs, ready to predict; the rule is that of the first run that has one."
     if isinstance(runs, (str, Path, Run)): runs = [runs]
-    runs = [find_run(run) for run in runs]
+    runs = distinct_runs(runs)
     if not runs:
         raise InputError("load_predictor: runs is empty; give the folder of a run, or several")
     specs = [run_spec(run) for run in runs]

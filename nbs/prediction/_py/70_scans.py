@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ctseg.core.errors import InputError, printable
 from ctseg.core.filetypes import called_nifti, check_folder
+from ctseg.core.paths import real_path
 from ctseg.data.images import natural_key
 from ctseg.io.dicom import LabelledSeries, survey_heap
 from ctseg.io.dicom_headers import path_without_patient
@@ -266,6 +267,22 @@ print([scan.name for scan in found.scans])
 
 # %%
 #| export
+def _refuse_twice(paths: list[Path]) -> None:
+    "`InputError` for a path that is another one, or lies in it: its scans would be taken twice."
+    given: dict[Path, Path] = {}
+    for path in paths:
+        real = real_path(path)
+        if real in given:
+            raise InputError(f"{path}: is given twice; give each scan once")
+        given[real] = path
+    for real, path in given.items():
+        above = next((given[parent] for parent in real.parents if parent in given), None)
+        if above is not None:
+            raise InputError(f"{path}: lies in {above}, which is given too; give each scan once")
+
+
+# %%
+#| export
 def find_scans(
     paths: Iterable[str | Path], # NIfTI files, and folders with DICOM or NIfTI in or below them
     gaps: bool = False, # take gaps that look like missing slices as they are
@@ -274,6 +291,7 @@ def find_scans(
 ) -> Found:
     "All scans below some paths. Raises `InputError` for a path that does not exist, or where none has any scan."
     found, paths = Found(), [Path(path) for path in paths]
+    _refuse_twice(paths)
     for path in paths:
         if path.is_dir():
             add_dicom(found, path, gaps, named, orientation)

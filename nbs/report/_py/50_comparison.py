@@ -28,7 +28,7 @@ from ctseg.prediction.saved import run_spec
 from ctseg.report.facts import read_split, scored_slices
 from ctseg.report.page import fill_template, page_place, write_page
 from ctseg.runs.folder import Run
-from ctseg.runs.source import find_run
+from ctseg.runs.source import distinct_runs
 from ctseg.runs.recipe import recipe_differences
 
 # %%
@@ -282,7 +282,7 @@ def report_comparison(
 ) -> tuple[Path, list[dict[str, Any]]]: # where it was written; a record for each run
     "Write the page that compares several runs."
     place = page_place(runs[0], out, "comparison.html")
-    runs = [find_run(run) for run in runs]
+    runs = distinct_runs(runs)
     specs = [run_spec(run) for run in runs]
     if data is None:
         raise InputError("comparing runs needs slices to score them on: give --data FOLDER")

@@ -9,7 +9,8 @@
 # %%
 #| export
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ from ctseg.core.errors import InputError
 from ctseg.core.json_files import read_json
 from ctseg.core.paths import real_path
 from ctseg.core.registry import Plugin, is_loaded
+from ctseg.models.sealed import read_seal
 from ctseg.runs.folder import Run
 from ctseg.runs.sums import METRICS_FILE, SUMS
 
@@ -222,6 +224,28 @@ def find_run(name: str | Path | Run) -> Run:
     if isinstance(name, Run): return name
     on_hub = hub_name(name)
     return Run(name) if on_hub is None else Run(fetch_run(on_hub))
+
+
+# %% [markdown]
+# Whoever averages runs takes each once. A run that is given twice would silently count double.
+
+# %%
+#| export
+def distinct_runs(names: Iterable[str | Path | Run]) -> list[Run]:
+    "The runs that are meant, see `find_run`. `InputError` for one that is given twice; a warning for a copy."
+    runs: dict[Path, Run] = {}
+    for run in map(find_run, names):
+        real = real_path(run.folder)
+        if real in runs:
+            raise InputError(f"{run.folder}: this run is given twice, expected once")
+        runs[real] = run
+    weights: dict[str, Run] = {}
+    for run in runs.values():
+        seal = read_seal(run.weights) if run.weights.is_file() else None
+        other = weights.setdefault(seal, run) if seal else run
+        if other is not run:
+            warnings.warn(f"{run.folder} has the weights of {other.folder}: one is a copy of the other")
+    return list(runs.values())
 
 
 # %% [markdown]
