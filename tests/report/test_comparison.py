@@ -54,7 +54,7 @@ def test_a_chosen_rule_is_compared_by_argmax_too(world, tmp_path):
     assert "Dice by argmax" in text and "has seen its answer" in text
     text, _ = page(world/"a", plain, split="test")
     assert "Dice by argmax" in text and "has seen its answer" not in text  # no rule was chosen on those
-    text, _ = page(plain, plain)
+    with pytest.warns(UserWarning, match="a copy"): text, _ = page(plain, shutil.copytree(plain, tmp_path/"again"))
     assert "Dice by argmax" not in text and "has seen its answer" not in text
 
 
