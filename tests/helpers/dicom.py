@@ -112,7 +112,7 @@ def item(**tags):
     return d
 
 
-def write_rt(src, rois):
+def write_rt(src, rois, syntax=ExplicitVRLittleEndian):
     "An RTSTRUCT beside a series: pairs of a name and its contours."
     rt = item(
         SpecificCharacterSet="ISO_IR 192",
@@ -130,7 +130,7 @@ def write_rt(src, rois):
     study = item(RTReferencedSeriesSequence=[item(SeriesInstanceUID=uid)])
     rt.ReferencedFrameOfReferenceSequence = [item(RTReferencedStudySequence=[study])]
     rt.file_meta = FileMetaDataset()
-    rt.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    rt.file_meta.TransferSyntaxUID = syntax
     rt.file_meta.MediaStorageSOPClassUID, rt.file_meta.MediaStorageSOPInstanceUID = (
         rt.SOPClassUID,
         rt.SOPInstanceUID,

@@ -1,10 +1,13 @@
 "Contours become masks; what nobody contoured stays unknown."
 
+import warnings
+
 import numpy as np
 import pydicom
 import pytest
 from helpers.dicom import GRIDS, box, flat_series, item, write_rt, write_series
 from helpers.volumes import TWO, one_line, put_back
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.errors import InputError
@@ -244,3 +247,46 @@ def test_contours_beyond_the_scan_are_told(tmp_path):
     write_rt(tmp_path / "src", [("node", [box(z, 2.5, 8.5) for z in range(0, 20, 2)] + [box(8, 10, 30)])])
     notes = import_dicom(tmp_path / "src", tmp_path / "out")["notes"]
     assert ["5 of 11" in notes[0], "1 of 11" in notes[1]] == [True, True]
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_a_contour_of_more_than_64_kilobytes(tmp_path, syntax):
+    "With all its digits, a contour of 1400 points has so much; an explicit syntax has no other form for it than bytes."
+    flat_series(tmp_path / "src")
+    angles = np.linspace(0, 2 * np.pi, 4000, endpoint=False)
+    points = np.c_[0.75 * (5.5 + 3 * np.cos(angles)), 1.5 * (5.5 + 3 * np.sin(angles)), 0 * angles + 2]
+    with warnings.catch_warnings(action="ignore"):  # pydicom tells of the bytes
+        write_rt(tmp_path / "src", [("disc", [item(ContourData=[f"{v:.8f}" for v in points.ravel()])])], syntax)
+    import_dicom(tmp_path / "src", tmp_path / "out")
+    drawn = (read_challenge(tmp_path / "out").masks > 0).sum((1, 2))
+    assert drawn[1] in range(24, 34) and drawn.sum() == drawn[1]
+
+
+@pytest.mark.parametrize("name, called", [("a/b\\c", "a_b_c"), ("../x", "x"), (" Liver ", "liver"), ("", "roi_1"), ("=1+1", "1_1"), ("-x", "x")])
+def test_names_of_structures_that_are_odd(tmp_path, name, called):
+    flat_series(tmp_path / "src")
+    write_rt(tmp_path / "src", [(name, [box(2, 2.5, 8.5)])])
+    import_dicom(tmp_path / "src", tmp_path / "out")
+    assert read_challenge(tmp_path / "out").classes.names == (called,)
+
+
+def test_a_contour_that_holds_no_pixel_leaves_its_slice_unknown(tmp_path):
+    flat_series(tmp_path / "src")
+    speck = item(ContourData=[2.1, 3.1, 2.0, 2.2, 3.1, 2.0, 2.2, 3.2, 2.0])
+    write_rt(tmp_path / "src", [("node", [speck, box(4, 2.5, 8.5)])])
+    import_dicom(tmp_path / "src", tmp_path / "out")
+    assert read_challenge(tmp_path / "out").known[:, 0].tolist() == [True, False, True, True, True]
+
+
+@pytest.mark.parametrize("change", [
+    lambda rt: delattr(rt.StructureSetROISequence[0], "ROINumber"),
+    lambda rt: delattr(rt.ROIContourSequence[0], "ReferencedROINumber"),
+])
+def test_a_structure_without_a_number_is_told(tmp_path, change):
+    flat_series(tmp_path / "src")
+    write_rt(tmp_path / "src", [("node", [box(2, 2.5, 8.5)])])
+    rt = pydicom.dcmread(tmp_path / "src" / "rt.dcm")
+    change(rt)
+    rt.save_as(tmp_path / "src" / "rt.dcm")
+    with pytest.raises(InputError) as e: import_dicom(tmp_path / "src", tmp_path / "out")
+    assert "rt.dcm: its RTSTRUCT" in one_line(e) and not (tmp_path / "out").exists()

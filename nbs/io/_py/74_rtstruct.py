@@ -68,13 +68,18 @@ def _named_slice(contour) -> str:
 
 # %%
 #| export
+def _numbers_of(contour) -> list:
+    "The coordinates of a contour, in one row. Those of more than 64 kB stand in a file as bytes of an unknown kind."
+    value = contour.get("ContourData") or []
+    return value.decode("ascii").strip(" \0").split("\\") if isinstance(value, bytes) else value
+
 def _read_rings(roi) -> Region:
     "The contours of a region, without its name."
     rings, exclusive, named, lines = [], [], [], []
     for contour in roi.get("ContourSequence", None) or []:
         told = contour.get("ContourGeometricType") or "CLOSED_PLANAR"
         kind = str(told).strip().upper()
-        numbers = contour.get("ContourData") or []
+        numbers = _numbers_of(contour)
         if len(numbers) < 3: continue
         points = np.array(numbers, float).reshape(-1, 3)
         if not np.isfinite(points).all():
