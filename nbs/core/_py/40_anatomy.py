@@ -218,7 +218,11 @@ def check_classes(names: tuple[str, ...], pairs: tuple[tuple[int, int], ...]) ->
     if not 1 <= len(names) < IGNORE:
         raise InputError(f"{len(names)} classes; expected 1 to {IGNORE - 1}, "
                          f"because masks hold 8-bit numbers, of which {IGNORE} is for pixels to be ignored")
-    odd = [name for name in names if not name.strip() or not name.isprintable() or len(name) > 200]
+    long = [name for name in names if len(name) > 200]
+    if long:
+        raise InputError(f"the class name {long[0][:60]!r}… "
+                         "has more than 200 characters; give the class a shorter one")
+    odd = [name for name in names if not name.strip() or not name.isprintable()]
     if odd:
         raise InputError(f"the class name {odd[0][:60]!r} cannot be printed in a line; "
                          "give the class another name")
