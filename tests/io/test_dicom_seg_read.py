@@ -275,10 +275,23 @@ def test_what_is_too_faint_to_be_drawn_is_not_absent(case, tmp_path):
     shares = shares.astype(np.float32)
     shares[4, 6, 5, 0] = 0.3
     by_highdicom(series, labels, shares, "FRACTIONAL").save_as(tmp_path / "src" / "seg.dcm")
-    import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    assert len(facts["notes"]) == 1 and "up to 1 slices the fractions of 1 of the 2 segments" in facts["notes"][0]
     s = read_challenge(tmp_path / "out")
     drawn = (s.masks == 1).any((1, 2))
     assert drawn.sum() == 3 and (~s.known[:, 0]).sum() == 1 and not drawn[~s.known[:, 0]].any()
+
+
+def test_tiny_fractions_everywhere_are_told(case, tmp_path):
+    "As a network's probabilities are: no slice is left on which a structure is known to be absent."
+    series, labels, _, _ = case
+    shares = (labels.transpose(2, 1, 0)[..., None] == [1, 2]).astype(np.float32)
+    shares = np.maximum(shares, 0.02)
+    by_highdicom(series, labels, shares, "FRACTIONAL").save_as(tmp_path / "src" / "seg.dcm")
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    s = read_challenge(tmp_path / "out")
+    for c in (1, 2): assert (s.known[:, c - 1] == (s.masks == c).any((1, 2))).all()
+    assert len(facts["notes"]) == 1 and "of 2 of the 2 segments" in facts["notes"][0] and "probabilities" in facts["notes"][0]
 
 
 def test_two_objects_that_draw_one_structure_differently_are_told(case, tmp_path):

@@ -435,8 +435,7 @@ def read_segments(
     for frame, segment, drawn, faint in _drawn_segments(path, header, frames):
         slices = taken[frame.number]
         if segment not in names:
-            raise Misfit(f"its SEG has pixels of a segment {segment}, which it does not list; "
-                         "export it again")
+            raise Misfit(f"its SEG has pixels of segment {segment}, which it does not list; export it again")
         if segment not in masks: continue
         if not slices and drawn.any(): lost += 1
         for k in slices:
@@ -445,6 +444,7 @@ def read_segments(
     notes = _notes(placer, lost, frames) + _off_slices(frames, taken, series)
     apart = slices_apart(taken)
     notes += _doubts(in_other_frame(series, header.get("FrameOfReferenceUID")), apart)
+    notes += _faint(header, masks, held)
     return Segments(_structures(masks, held, names, apart > 1), notes)
 
 
@@ -459,6 +459,16 @@ def slices_apart(
     "How many slices the frames of a SEG are apart, at least; 1 if that is not known."
     numbers = sorted({k for its_slices in taken for k in its_slices})
     return int(np.diff(numbers).min()) if len(numbers) > 1 else 1
+
+def _faint(header, masks: dict[int, np.ndarray], held: dict[int, np.ndarray]) -> list[str]:
+    "What to tell of slices on which fractions, perhaps a network's probabilities, all stay below one half."
+    if seg_kind(header) != "FRACTIONAL": return []
+    faint = [np.count_nonzero(held[number] & ~mask.any((0, 1))) for number, mask in masks.items()]
+    if not any(faint): return []
+    touched = sum(count > 0 for count in faint)
+    what = f"{touched} of the {len(masks)} segments of its SEG"
+    return [f"on up to {max(faint)} slices the fractions of {what} stay below one half; "
+            "there these are unknown. If they are a network's probabilities, export its labels"]
 
 def _doubts(other_space: bool, apart: int) -> list[str]:
     "What to tell of a frame of reference of its own, and of frames that lie several slices apart."
