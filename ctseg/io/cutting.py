@@ -9,7 +9,9 @@ __all__ = ['index_entry', 'known_classes', 'known_by_slice', 'CutFacts', 'CutCas
 
 # %% ../../nbs/io/42_cutting.ipynb #03934537
 import json
+import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -268,9 +270,12 @@ def _cut_all(cases: list[Case], folder: Path, work: Work, *how) -> list[CutFile]
 _MARK = "made by ctseg import.txt"
 _MARK_TEXT = "Volumes cut by an unfinished import. The same import goes on from here. Safe to delete.\n"
 
+_LONGEST_NAME = 240  # bytes, of the 255 that disks take
+
 def parts_folder(out: Path) -> Path:
     "Where the parts of an unfinished import are kept, beside its folder. `InputError` if that is taken."
-    folder = out.with_name(f"{out.name}.parts")
+    name = out.name if len(os.fsencode(out.name)) <= _LONGEST_NAME else f"{zlib.crc32(os.fsencode(out)):08x}"
+    folder = out.with_name(f"{name}.parts")
     if folder.exists() and not (folder/_MARK).exists():
         raise InputError(f"{folder}: is in the way, parts of the import would go there; "
                          f"choose another name than {out.name}")

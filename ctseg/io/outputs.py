@@ -10,17 +10,18 @@ from pathlib import Path
 
 from ..core.errors import InputError
 from ..core.json_files import json_checksum
-from ..core.paths import refuse_loop, refuse_nameless
+from ..core.paths import disk_errors, real_path, refuse_loop, refuse_nameless
 
 # %% ../../nbs/io/38_outputs.ipynb #b8066dee
 def new_folder(out) -> Path:
     "The path of an output folder. Raises `InputError` if it holds anything already."
     out = Path(out)
     refuse_nameless(out)
-    refuse_loop(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: already exists and is not empty; choose a new folder")
-    return out
+    with disk_errors(out):
+        refuse_loop(out)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out}: already exists and is not empty; choose a new folder")
+        return real_path(out) if out.is_symlink() else out
 
 # %% ../../nbs/io/38_outputs.ipynb #e2d8c3da
 def output_name(

@@ -87,7 +87,8 @@ def check_free(run: Run, resume: bool = False) -> None:
     folder = run.folder
     if not is_text(folder):
         raise InputError(f"{folder}: no UTF-8, as the library of weights needs; choose another name")
-    refuse_nameless(folder)
+    at_hand = not folder.name  # an empty one may become a run
+    if not at_hand: refuse_nameless(folder)
     with disk_errors(folder):
         if os.path.lexists(folder) and not folder.is_dir():
             raise InputError(f"{folder} is no folder; choose another --out")

@@ -1,6 +1,7 @@
 "Names from other files cannot lead out of an output folder."
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -78,3 +79,38 @@ def test_names_of_cases_and_of_data_sets(tmp_path, folder):
         export_nnunet(tmp_path / "train", tmp_path / "raw", name="x/../../evil")
     assert "cannot be the name of a file" in one_line(e) and not (tmp_path / "raw").exists()
     assert np.unique(read_challenge(tmp_path / "train").groups).tolist() == [0]
+
+
+def test_an_output_without_a_name_of_its_own_is_refused(tmp_path, monkeypatch):
+    "The folder at hand is empty, but it cannot be replaced by another."
+    save(HU, tmp_path / "src/a.nii.gz")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", "..", "new/.."):
+        with pytest.raises(InputError) as e: import_nifti(tmp_path / "src", out, classes=TWO)
+        assert "give one" in one_line(e) and not list((tmp_path / "here").iterdir())
+
+
+@pytest.mark.parametrize("out, says", [
+    ("file/a/b", "a part of the path is a file"),
+    ("x"*300, "the name is too long"),
+    pytest.param("/proc/x", "choose another place", marks=pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no such system")),
+])
+def test_an_output_that_cannot_be_is_told_as_the_user_knows_it(tmp_path, out, says):
+    save(HU, tmp_path / "src/a.nii.gz")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError) as e: import_nifti(tmp_path / "src", tmp_path / out, classes=TWO)
+    assert says in one_line(e) and f"cannot write {tmp_path / out}:" in str(e.value) and ".parts" not in str(e.value)
+
+
+def test_the_longest_name_that_a_disk_takes(tmp_path):
+    save(HU, tmp_path / "src/a.nii.gz")
+    import_nifti(tmp_path / "src", tmp_path / ("x"*250), classes=TWO)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["src", "x"*250]
+
+
+def test_a_link_to_a_folder_to_come_is_followed(tmp_path):
+    save(HU, tmp_path / "src/a.nii.gz")
+    (tmp_path / "link").symlink_to("target")
+    import_nifti(tmp_path / "src", tmp_path / "link", classes=TWO)
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target" / "class_names.json").exists()

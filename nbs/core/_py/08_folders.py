@@ -19,6 +19,7 @@ except ImportError:  # Windows
     fcntl = None
 
 from ctseg.core.errors import InputError
+from ctseg.core.paths import disk_errors
 
 # %%
 #| hide
@@ -98,7 +99,12 @@ def in_work(out: Path) -> InputError:
 @contextlib.contextmanager
 def alone_in(folder: Path, out: Path) -> Iterator[None]:
     "`made_folder`, held within the block by this process, which writes `out`; `InputError` if another one holds it."
-    with made_folder(folder):
+    with contextlib.ExitStack() as stack:
+        try:
+            with disk_errors(out): stack.enter_context(made_folder(folder))
+        except FileNotFoundError:
+            problem = "no folder can be made there; choose another place"
+            raise InputError(f"cannot write {out}: {problem}") from None
         try: descriptor = lock_folder(folder)
         except (BlockingIOError, FileNotFoundError): raise in_work(out) from None
         try:

@@ -176,8 +176,8 @@ def real_path(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 def refuse_nameless(path: Path) -> None:
-    "`InputError` for a path that ends in `..`: what it means changes while the folders above it are made."
-    if path.name == "..":
+    "`InputError` for `.`, which cannot be replaced, and a path that ends in `..`, whose meaning changes as folders are made."
+    if path.name in ("", ".."):
         raise InputError(f"cannot write {path}: it does not end in a name; give one")
 
 def refuse_loop(path: Path) -> None:
@@ -187,9 +187,10 @@ def refuse_loop(path: Path) -> None:
 
 def refuse_existing(path: Path) -> None:
     "`InputError` where something is already, and for a link that leads to itself."
-    refuse_loop(path)
-    if path.exists():
-        raise InputError(f"{path}: exists already; choose another place, or remove it first")
+    with disk_errors(path):
+        refuse_loop(path)
+        if not path.exists(): return
+    raise InputError(f"{path}: exists already; choose another place, or remove it first")
 
 
 # %%

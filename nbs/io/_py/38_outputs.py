@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ctseg.core.errors import InputError
 from ctseg.core.json_files import json_checksum
-from ctseg.core.paths import refuse_loop, refuse_nameless
+from ctseg.core.paths import disk_errors, real_path, refuse_loop, refuse_nameless
 
 # %%
 #| hide
@@ -30,10 +30,11 @@ def new_folder(out) -> Path:
     "The path of an output folder. Raises `InputError` if it holds anything already."
     out = Path(out)
     refuse_nameless(out)
-    refuse_loop(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: already exists and is not empty; choose a new folder")
-    return out
+    with disk_errors(out):
+        refuse_loop(out)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out}: already exists and is not empty; choose a new folder")
+        return real_path(out) if out.is_symlink() else out
 
 
 # %%
