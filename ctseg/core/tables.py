@@ -63,6 +63,8 @@ def counted_lines(text, path: str | Path) -> Iterator[str]:
     for number in itertools.count(1):
         line = text.readline(MAX_LINE)
         if not line: return
+        if "\0" in line:
+            raise InputError(f"{path}, line {number}: holds a zero byte, it is no text; write the file again")
         size += len(line)
         if len(line) == MAX_LINE:
             raise InputError(f"{path}, line {number}: more than {MAX_LINE} characters; "

@@ -1,5 +1,6 @@
 "Files that are endless, or unpack to gigabytes, are told in a second and in little memory."
 import gzip
+import io
 import os
 import time
 import tracemalloc
@@ -97,3 +98,9 @@ def test_names_in_messages_are_few_and_short():
         assert len(text) < 700
     assert "3001" in str(did_you_mean("class", "?", names)) and "and 2991 others" in some_of(names)
     assert "liver" in str(did_you_mean("class", "livr", [*names, "liver"]))
+
+
+def test_a_zero_byte_in_a_line_is_told():
+    lines = counted_lines(io.StringIO("image,patient\n0,\0a\n"), "x.csv")
+    assert next(lines) == "image,patient\n"
+    with pytest.raises(InputError, match="x.csv, line 2: holds a zero byte"): next(lines)
