@@ -123,7 +123,7 @@ def _patient_table(path: Path) -> dict[str, str]:
     "Image → patient, from a JSON object or a CSV with the columns image and patient."
     if path.suffix.lower() == ".json":
         table = read_json(path)
-        if not isinstance(table, dict):
+        if not isinstance(table, dict) or not all(type(patient) in (str, int) for patient in table.values()):
             raise InputError(f'{path}: expected {{"image": "patient", …}}')
         pairs = ((image.removesuffix(".png"), str(patient)) for image, patient in table.items())
         return once_each(pairs, path)
