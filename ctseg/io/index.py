@@ -89,6 +89,8 @@ def _check_places(volumes: dict[str, dict], images: dict[str, dict[str, dict]], 
             seen.add(place)
 
 # %% ../../nbs/io/50_index.ipynb #3661b69a
+_UNSAID = {"kind": "", "positions": None, "digest": None}  # of a volume whose entry has only what it must have
+
 def read_index(
     folder, # a challenge folder made from volumes
     split: str = "test",
@@ -109,6 +111,7 @@ def read_index(
     if not images.get(split):
         others = " or ".join(name for name in images if images[name]) or "another folder"
         raise InputError(f"{path}: there are no images of the split {split!r}; choose {others}")
+    volumes = {id: _UNSAID | entry for id, entry in volumes.items()}
     return volumes, images[split]
 
 # %% ../../nbs/io/50_index.ipynb #953108c7

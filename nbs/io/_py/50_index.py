@@ -135,6 +135,8 @@ def _check_places(volumes: dict[str, dict], images: dict[str, dict[str, dict]], 
 
 # %%
 #| export
+_UNSAID = {"kind": "", "positions": None, "digest": None}  # of a volume whose entry has only what it must have
+
 def read_index(
     folder, # a challenge folder made from volumes
     split: str = "test",
@@ -155,6 +157,7 @@ def read_index(
     if not images.get(split):
         others = " or ".join(name for name in images if images[name]) or "another folder"
         raise InputError(f"{path}: there are no images of the split {split!r}; choose {others}")
+    volumes = {id: _UNSAID | entry for id, entry in volumes.items()}
     return volumes, images[split]
 
 

@@ -370,7 +370,7 @@ def evaluate_csv_volumes(
         _whole(true, axes[0])
         pair = Pair(true.id, true.labels, predicted.labels, affine)
         table.cases.append(true.id)
-        groups.append(entries[true.id]["patient"])
+        groups.append(entries[true.id].get("patient", true.id))
         table.scores.append(score_pair(pair, examined[true.id], tolerance))
     return _finished(table, np.array(groups), tolerance)
 
