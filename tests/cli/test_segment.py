@@ -260,6 +260,7 @@ def test_contours_give_every_voxel_back(tmp_path, grid):
     (["RUN", "NII", "--format", "rtstruct"], "take the format nifti"),
     (["RUN", "NII", "--format", "dicomseg"], "did you mean dicom-seg"),
     (["RUN", "NII", "--window", "random"], "fixed window"),
+    (["RUN", "NII", "--window", "40,wide"], "or LEVEL,WIDTH such as 40,400"),
     (["RUN", "NII", "--spacing", "fit"], "needs a size"),
 ])
 def test_mistakes_are_one_line(clinic, tmp_path, args, says):
@@ -328,6 +329,12 @@ def test_a_run_keeps_how_its_images_were_cut(tmp_path):
         "size": 16,
         "spacing": "fit",
     }
+
+
+def test_a_window_of_numbers(clinic, tmp_path):
+    status, _, err = ctseg("segment", clinic/"run", clinic/"nii", "--window", "-600,1500", "--out", tmp_path/"out")
+    assert status == 0, err
+    assert read_json(tmp_path/"out"/"volumes.json")["slicing"]["window"] == [-600, 1500]
 
 
 def test_strange_names(clinic, tmp_path):
