@@ -76,7 +76,7 @@ def _other_file(name: str, folder) -> str:
     "What to do with an image that is in the folder, but not as `name`.png; \"\" if it is not."
     if not folder or not name.endswith(".png"):
         return ""
-    for path in Path(folder).iterdir():
+    for path in sorted(Path(folder).iterdir()):
         if path.stem == Path(name).stem:
             remedy = "rename" if path.suffix.lower() == ".png" else "convert"
             return f"{path.name} is there, expected {name}; {remedy} it"
