@@ -201,10 +201,11 @@ class PartialTraining(Behind):
     Settings = PartialSettings
     settings: Any  # of that class
     examined: ExaminedCases
-    fold_cases: list[str]  # of the training, with and without labels
+    fold_cases: list[str]  # of the training, with and without labels; none before they are loaded
 
     def initialize(self) -> None:
         "Settings and who examined what, then nnU-Net's own."
+        self.fold_cases = []
         prepare_trainer(self)
         super().initialize()
 
@@ -215,8 +216,9 @@ class PartialTraining(Behind):
     def get_tr_and_val_datasets(self) -> tuple:
         "nnU-Net's data sets of a fold, without the cases that have no labels."
         train, held_out = super().get_tr_and_val_datasets()
-        check_part(self, train, "training")
-        check_part(self, held_out, "validation")
+        if not self.fold_cases:  # a second loader is of the same cases
+            check_part(self, train, "training")
+            check_part(self, held_out, "validation")
         self.fold_cases = list(train.identifiers)
         train.identifiers = self.drawn_cases()
         held_out.identifiers = self.examined.labelled(held_out.identifiers)
