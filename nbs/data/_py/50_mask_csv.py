@@ -195,7 +195,7 @@ test_fail(lambda: mask_size("y.csv", 15, None), contains="no square image")
 # %%
 #| export
 def check_values(path: Path, table: np.ndarray, columns, classes, ignore: bool):
-    """`InputError` for a value of `table`, uint8 [rows,columns], above the number of classes.
+    """`InputError` for a value of `table`, uint8 [images,pixels], above the number of classes.
 
     `classes` is a `ClassMap`, a number, or `None` (any value); with `ignore` 255 is allowed."""
     if classes is None:
