@@ -133,6 +133,7 @@ def structure_folder(case: Path) -> Path|None:
     name = _the_one(case, sorted(names))
     return case/name if name else None
 
+# %% ../../nbs/io/62_nifti_layouts.ipynb #6d8a423c
 def _flat_folders(src: Path) -> dict[str, str]:
     """Folders that hold volumes and are no case of their own: name in small letters → name.
 
@@ -141,7 +142,8 @@ def _flat_folders(src: Path) -> dict[str, str]:
     for path in sorted(src.iterdir()):
         if not path.is_dir() or (path/"segmentations").is_dir(): continue
         lower = path.name.lower()
-        if lower in _SHARED and lower in folders: _the_one(src, [folders[lower], path.name])
+        if lower in _SHARED and lower in folders:
+            _the_one(src, [folders[lower], path.name])
         folders[lower] = path.name
     return folders
 

@@ -81,6 +81,7 @@ _POSITIONS = maybe(listed(listed(number(), 3)))
 _VOLUME = fields(
     {"shape": listed(_SIDE, 3), "affine": _AFFINE, "orientation": text, "scaled": listed(_SIDE, 2)},
     {"kind": text, "patient": anything, "positions": _POSITIONS, "digest": maybe(text)})
+_UNSAID = {"kind": "", "positions": None, "digest": None}  # of an entry that has only what it must have
 _LINE = fields({
     "volume": text, "slice": number(0, 1 << 16, whole=True), "window": listed(number(), 2),
     "corner": listed(number(-(1 << 16), 1 << 16, whole=True), 2)})
@@ -135,8 +136,6 @@ def _check_places(volumes: dict[str, dict], images: dict[str, dict[str, dict]], 
 
 # %%
 #| export
-_UNSAID = {"kind": "", "positions": None, "digest": None}  # of a volume whose entry has only what it must have
-
 def read_index(
     folder, # a challenge folder made from volumes
     split: str = "test",

@@ -203,6 +203,9 @@ def structure_folder(case: Path) -> Path|None:
     name = _the_one(case, sorted(names))
     return case/name if name else None
 
+
+# %%
+#| export
 def _flat_folders(src: Path) -> dict[str, str]:
     """Folders that hold volumes and are no case of their own: name in small letters → name.
 
@@ -211,7 +214,8 @@ def _flat_folders(src: Path) -> dict[str, str]:
     for path in sorted(src.iterdir()):
         if not path.is_dir() or (path/"segmentations").is_dir(): continue
         lower = path.name.lower()
-        if lower in _SHARED and lower in folders: _the_one(src, [folders[lower], path.name])
+        if lower in _SHARED and lower in folders:
+            _the_one(src, [folders[lower], path.name])
         folders[lower] = path.name
     return folders
 

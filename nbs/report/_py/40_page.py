@@ -282,8 +282,7 @@ def report(
         pseudo, _ = pseudo_facts(trained, spec)
     else:
         train = training_slices(data, split, annotated, spec["recipe"].data.context)
-        of_split = train if split == "held-out" else data
-        slices = scored_slices(trained, of_split, split, annotated, spec)
+        slices = scored_slices(trained, train if split == "held-out" else data, split, annotated, spec)
         predictor = prepare(trained.folder, plan)
         sure = judged(predictor, slices, batch_size)
         same_data = train is not None and train.fingerprint() == spec["data"]["fingerprint"]
