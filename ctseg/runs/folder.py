@@ -44,7 +44,7 @@ def write_rows(
     "A CSV, whole or not at all."
     columns = columns or list(dict.fromkeys(key for row in rows for key in row))
     with atomic_path(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
-        out = csv.DictWriter(f, columns)
+        out = csv.DictWriter(f, columns, lineterminator="\n")
         out.writeheader()
         for row in rows:
             out.writerow({key: csv_cell(value) for key, value in row.items()})
