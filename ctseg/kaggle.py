@@ -179,8 +179,8 @@ class Listener:
 def watch(command: list[str], env: dict[str, str] | None = None, show: Callable[[str], None] = print) -> None:
     "Run `command` and show its lines as they come; `InputError` if it fails, unless it stopped in time."
     listener = Listener(show)
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
-    together = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", **(env or {})}
+    together = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
     with subprocess.Popen(command, env=environment, **together) as process:
         for line in filter(str.strip, process.stdout):
             listener.hear(line)
@@ -256,7 +256,7 @@ class Fleet:
                 return
             Path(run).parent.mkdir(parents=True, exist_ok=True)
             command = fit_command(self.data, run, self.recipe, settings, self.seed, self.seconds and left)
-            with open(f"{run}.log", "a") as log:
+            with open(f"{run}.log", "a", encoding="utf-8") as log:
                 show = partial(print, file=log, flush=True)
                 watch(command, {"CUDA_VISIBLE_DEVICES": str(card)}, show)
         except InputError as e:

@@ -9,7 +9,6 @@ __all__ = ['FORMATS', 'COLUMNS', 'TABLES', 'SegmentOptions', 'check_formats', 'w
 
 # %% ../nbs/80_segmentation.ipynb #74f8839e
 import contextlib
-import csv
 import os
 import tempfile
 from collections import Counter
@@ -23,7 +22,6 @@ from tqdm import tqdm
 from . import __version__
 from .core.anatomy import ClassMap
 from .core.arguments import checks_arguments, options_of
-from .core.atomic import atomic_path
 from .core.errors import InputError, did_you_mean, some_of
 from .core.folders import alone_in
 from .core.json_files import write_json
@@ -45,7 +43,7 @@ from .prediction.trained_slicing import choose_slicing, other_distance, trained_
 from .prediction.volumes import class_rows_of, label_volume
 from .report.page import write_page
 from .report.scans import montage, scan_record, scans_page
-from .runs.folder import Run
+from .runs.folder import Run, write_rows
 from .training.memory import out_of_memory
 
 # %% ../nbs/80_segmentation.ipynb #a16ce338
@@ -267,10 +265,7 @@ TABLES = ("volumes.csv", "volumes.json", "class_names.json")
 
 def write_tables(result: Segmented, classes: ClassMap):
     "Write the `TABLES`."
-    with atomic_path(result.out/"volumes.csv") as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
-        rows = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-        rows.writeheader()
-        rows.writerows(result.table)
+    write_rows(result.table, result.out/"volumes.csv", COLUMNS)
     write_json(result.summary, result.out/"volumes.json")
     classes.to_json(result.out/"class_names.json")
 

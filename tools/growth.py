@@ -11,7 +11,7 @@ import json
 import shutil
 from pathlib import Path
 
-from scale import ROOT, Jittered, measured
+from scale import ROOT, Jittered, measured, options
 
 RESULTS = ROOT/"nbs/benchmarks/results/growth.json"
 A_PATIENT = 40  # slices
@@ -150,13 +150,8 @@ def measure(count: int, work: Path, only: list[str], results: Path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("counts", nargs="*", type=int)
-    parser.add_argument("--work", type=Path, help="a folder for the slices; it is kept")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--only", nargs="*", default=[], help="these commands; what is known of others stays")
+    parser = options(__doc__, RESULTS)
     parser.add_argument("--alike", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--make", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.alike: return group(args.alike)
     if args.make: return make(args.make, args.work)

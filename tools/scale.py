@@ -188,16 +188,22 @@ def measure(count: int, work: Path, only: list[str]) -> dict:
     return row
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(text: str, results: Path) -> argparse.ArgumentParser:
+    "The options of this tool and of growth.py; `text` begins with what the tool is for."
+    parser = argparse.ArgumentParser(description=text.splitlines()[0])
     parser.add_argument("counts", nargs="*", type=int)
     parser.add_argument("--work", type=Path, help="a folder for the slices; it is kept")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=results)
     parser.add_argument("--only", nargs="*", default=[], help="these commands; what is known of others stays")
+    parser.add_argument("--make", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def main():
+    parser = options(__doc__, RESULTS)
     parser.add_argument("--submit", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--steps", help=argparse.SUPPRESS)
     parser.add_argument("--memory", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--make", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.submit: return submit(args.submit)
     if args.steps: return time_steps(args.steps, args.memory)

@@ -17,7 +17,9 @@ from typing import Annotated, Optional
 import typer
 
 from .console import app, print_facts
-from .options import Annotations, Folder, begins, named_classes, refuse_replacing
+from ctseg.cli.options import (
+    Annotations, Folder, begins, named_classes, refuse_replacing, wanted_window,
+)
 from ctseg.cli.slices import (
     AS_STORE, EVERY, FIRST, OFFSET, ORDER, OVERLAP, PATIENTS, PER_VOLUME, PLACES, SCALE, TEST,
     fitting_options, png_options, where_to, without_none,
@@ -123,7 +125,6 @@ def import_kind(
     work: dict, # workers, skip_damaged
 ) -> dict:
     "Import one kind of data, with the options that were given; facts."
-    from ctseg.io.pixels import parse_window
     kinds = importers()
     if kind not in kinds:
         raise did_you_mean("kind of data", kind, kinds)
@@ -137,9 +138,8 @@ def import_kind(
         fitting_options(kind, shared, options | cut)
         return kinds[kind](*places, **png_options(options | cut, only_png), rename=options["rename"], **how)
     more = fitting_options(kind, {*takes, "rename"}, options | only_png) | how
-    if cut["window"] and "," in cut["window"]:
-        cut["window"] = parse_window(cut["window"])
-    slicing = replace(takes["slicing"].default, **without_none(cut))
+    cut = without_none(cut | {"window": wanted_window(cut["window"])})
+    slicing = replace(takes["slicing"].default, **cut)
     return kinds[kind](*places, slicing=slicing, **more)
 
 # %% ../../nbs/cli/50_data.ipynb #da9b69e0

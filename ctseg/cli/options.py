@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Folder', 'Device', 'Precision', 'Engine', 'BatchSize', 'Annotations', 'Plugins', 'READ',
-           'is_read', 'refuse_replacing', 'named_classes', 'load_plugins', 'begins',
-           'device_plan']
+           'is_read', 'refuse_replacing', 'named_classes', 'wanted_window', 'load_plugins',
+           'begins', 'device_plan']
 
 # %% ../../nbs/cli/20_options.ipynb #e3563e39
 import os
@@ -63,6 +63,13 @@ def named_classes(path: Path):
     from ctseg.prediction.saved import run_classes, run_spec
     from ctseg.runs.folder import Run
     return run_classes(run_spec(Run(path), weights=False))
+
+# %% ../../nbs/cli/20_options.ipynb #933e4b3d
+def wanted_window(text: Optional[str]):
+    "The name of a window, level and width of a text LEVEL,WIDTH, or None; `InputError` for another pair."
+    if not text or "," not in text: return text
+    from ctseg.io.pixels import parse_window
+    return parse_window(text)
 
 # %% ../../nbs/cli/20_options.ipynb #c4bfb294
 def load_plugins(paths: list[Path]) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Optional
 import typer
 
 from .console import app, loading, memory_errors
-from .options import BatchSize, Device, Engine, Plugins, load_plugins
+from .options import BatchSize, Device, Engine, Plugins, load_plugins, wanted_window
 from ..core.errors import InputError, say
 
 # %% ../../nbs/cli/45_segment.ipynb #684dc5c3
@@ -48,7 +48,10 @@ KEEP_PATIENT = typer.Option(
     help="copy patient and study into the results, and call them by the patient's number; "
          "left out: neither is in them",
 )
-CUT_WINDOW = typer.Option(help="display window: soft, lung, bone or wide; left out: as the runs were trained")
+CUT_WINDOW = typer.Option(
+    help="display window: soft, lung, bone, wide, or LEVEL,WIDTH such as 40,400; left out: as the runs were "
+         "trained",
+)
 CUT_SIZE = typer.Option(help="side of the images in pixels; left out: as the runs were trained")
 CUT_SPACING = typer.Option(help="mm per pixel, or fit; left out: as the runs were trained")
 TAKE_GAPS = typer.Option("--gaps", help="take a gap that looks like a missing slice as it is")
@@ -103,7 +106,7 @@ def segment(
 ):
     "Segment scans: DICOM or NIfTI in; SEG, RTSTRUCT or NIfTI out. Exit status 3: some scans could not be segmented."
     runs, scans = runs_and_scans(runs_then_scans)
-    cut = dict(gaps=gaps, window=window, size=size, spacing=wanted_spacing(spacing))
+    cut = dict(gaps=gaps, window=wanted_window(window), size=size, spacing=wanted_spacing(spacing))
     how = dict(keep_patient=keep_patient, device=device, batch_size=batch_size, views=tta, engine=engine)
     load_plugins(plugin)
     with loading():

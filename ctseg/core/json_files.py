@@ -74,8 +74,8 @@ def read_json(path: str | Path):
     except RecursionError:
         raise InputError(f"{path}: nested too deeply, expected a JSON file of a few levels") from None
     except ValueError as e:  # Python refuses to convert thousands of digits, in many words
-        problem = "holds a number with too many digits" if "digits" in str(e) else f"not valid JSON ({e})"
-        raise InputError(f"{path}: {problem}") from None
+        why = "holds a number with too many digits" if "max_str_digits" in str(e) else f"not valid JSON ({e})"
+        raise InputError(f"{path}: {why}") from None
 
 # %% ../../nbs/core/11_json_files.ipynb #1d08ed24
 def finite_only(value):

@@ -76,7 +76,7 @@ def _other_file(name: str, folder) -> str:
     "What to do with an image that is in the folder, but not as `name`.png; \"\" if it is not."
     if not folder or not name.endswith(".png"):
         return ""
-    for path in Path(folder).iterdir():
+    for path in sorted(Path(folder).iterdir()):
         if path.stem == Path(name).stem:
             remedy = "rename" if path.suffix.lower() == ".png" else "convert"
             return f"{path.name} is there, expected {name}; {remedy} it"
@@ -121,7 +121,7 @@ def mask_size(path: Path, count: int, size) -> tuple[int, int]:
 
 # %% ../../nbs/data/50_mask_csv.ipynb #7689f1e0
 def check_values(path: Path, table: np.ndarray, columns, classes, ignore: bool):
-    """`InputError` for a value of `table`, uint8 [rows,columns], above the number of classes.
+    """`InputError` for a value of `table`, uint8 [images,pixels], above the number of classes.
 
     `classes` is a `ClassMap`, a number, or `None` (any value); with `ignore` 255 is allowed."""
     if classes is None:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['VARIABLE', 'Behind', 'PartialSettings', 'settings_from_environment', 'given_lengths',
            'examined_dataset', 'take_raw_folds', 'prepare_trainer', 'check_drawn_labels',
-           'check_part', 'new_case_loss', 'gather_sums', 'tell_loss', 'PartialTraining',
-           'one_case', 'add_cases', 'undistributed', 'network_of', 'case_by_case',
-           'score_examined', 'builder_name', 'load_any', 'PartialTrainer']
+           'check_part', 'check_fold', 'new_case_loss', 'gather_sums', 'tell_loss',
+           'PartialTraining', 'one_case', 'add_cases', 'undistributed', 'network_of',
+           'case_by_case', 'score_examined', 'builder_name', 'load_any', 'PartialTrainer']
 
 # %% ../../nbs/integrations/13_nnunet_partial.ipynb #af346c4d
 import contextlib
@@ -105,6 +105,12 @@ def check_part(trainer, dataset, part: str) -> None:
     if not labelled:
         raise InputError(f"fold {trainer.fold}: {message}, some are needed; write a splits_final.json")
 
+def check_fold(trainer, train, held_out) -> None:
+    "`check_part` of both, unless they are known: a second loader is of the same cases."
+    if trainer.fold_cases: return
+    check_part(trainer, train, "training")
+    check_part(trainer, held_out, "validation")
+
 # %% ../../nbs/integrations/13_nnunet_partial.ipynb #1b2b9efd
 Behind: Any = object  # nnU-Net's own trainer stands behind the classes below, see `trainer_class`
 
@@ -133,6 +139,7 @@ class PartialTraining(Behind):
 
     def initialize(self) -> None:
         "Settings and who examined what, then nnU-Net's own."
+        self.fold_cases = []
         prepare_trainer(self)
         super().initialize()
 
@@ -143,8 +150,7 @@ class PartialTraining(Behind):
     def get_tr_and_val_datasets(self) -> tuple:
         "nnU-Net's data sets of a fold, without the cases that have no labels."
         train, held_out = super().get_tr_and_val_datasets()
-        check_part(self, train, "training")
-        check_part(self, held_out, "validation")
+        check_fold(self, train, held_out)
         self.fold_cases = list(train.identifiers)
         train.identifiers = self.drawn_cases()
         held_out.identifiers = self.examined.labelled(held_out.identifiers)

@@ -92,7 +92,9 @@ def imported_slicing(
         index = read_json(path)
         first = image_paths(Path(folder)/f"{indexed_split(index)}-images")[:1]
         return slicing_of(index, read_pngs(first).shape[1])
-    except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError):
+    except InputError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         raise InputError(f"{path}: not an index of volumes; import the volumes again") from None
 
 # %% ../../nbs/io/55_imported.ipynb #018f31b5

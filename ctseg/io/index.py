@@ -47,6 +47,7 @@ _POSITIONS = maybe(listed(listed(number(), 3)))
 _VOLUME = fields(
     {"shape": listed(_SIDE, 3), "affine": _AFFINE, "orientation": text, "scaled": listed(_SIDE, 2)},
     {"kind": text, "patient": anything, "positions": _POSITIONS, "digest": maybe(text)})
+_UNSAID = {"kind": "", "positions": None, "digest": None}  # of an entry that has only what it must have
 _LINE = fields({
     "volume": text, "slice": number(0, 1 << 16, whole=True), "window": listed(number(), 2),
     "corner": listed(number(-(1 << 16), 1 << 16, whole=True), 2)})
@@ -109,6 +110,7 @@ def read_index(
     if not images.get(split):
         others = " or ".join(name for name in images if images[name]) or "another folder"
         raise InputError(f"{path}: there are no images of the split {split!r}; choose {others}")
+    volumes = {id: _UNSAID | entry for id, entry in volumes.items()}
     return volumes, images[split]
 
 # %% ../../nbs/io/50_index.ipynb #953108c7

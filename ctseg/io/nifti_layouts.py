@@ -111,6 +111,7 @@ _LABEL_FOLDERS = {"labels", "label", "segs", "seg", "segmentation", "segmentatio
                   "ground_truth", "groundtruth", "annotations", "annos", "anno", "labelmaps", "labelmap",
                   "lbls", "lbl", "contours", "rois"}
 _NNUNET = [("imagestr", "labelstr", "train"), ("imagests", "labelsts", "test")]
+_SHARED = _IMAGE_FOLDERS | _LABEL_FOLDERS | {name for *pair, _ in _NNUNET for name in pair}
 
 class Layout(NamedTuple):
     "A folder of images, the folder of their label maps (\".\": beside the images), and their split."
@@ -132,12 +133,18 @@ def structure_folder(case: Path) -> Path|None:
     name = _the_one(case, sorted(names))
     return case/name if name else None
 
+# %% ../../nbs/io/62_nifti_layouts.ipynb #6d8a423c
 def _flat_folders(src: Path) -> dict[str, str]:
-    "Folders that hold volumes and are no case of their own: name in small letters → name."
+    """Folders that hold volumes and are no case of their own: name in small letters → name.
+
+    `InputError` for two of a layout that differ in capitals only."""
     folders = {}
-    for path in src.iterdir():
+    for path in sorted(src.iterdir()):
         if not path.is_dir() or (path/"segmentations").is_dir(): continue
-        folders[path.name.lower()] = path.name
+        lower = path.name.lower()
+        if lower in _SHARED and lower in folders:
+            _the_one(src, [folders[lower], path.name])
+        folders[lower] = path.name
     return folders
 
 def _the_one(src: Path, names: list[str]) -> str:
@@ -192,10 +199,7 @@ def find_layouts(src: Path) -> list[Layout]:
 # %% ../../nbs/io/62_nifti_layouts.ipynb #de10bcdd
 def layout_folders(src: Path) -> set[str]:
     "Names of folders that are part of a layout, and no cases."
-    shared = _IMAGE_FOLDERS | _LABEL_FOLDERS
-    for images, labels, _ in _NNUNET:
-        shared = shared | {images, labels}
-    return set(_among(_flat_folders(src), shared))
+    return set(_among(_flat_folders(src), _SHARED))
 
 # %% ../../nbs/io/62_nifti_layouts.ipynb #d3e01520
 def images_and_labels(src: Path, layout: Layout) -> tuple[dict[str, Path], dict[str, Path]]:

@@ -62,7 +62,7 @@ def _found(name: str) -> tuple[dict[str, str]|None, Concept|None]:
     if name in _table(): return _table()[name], None
     side = side_word(name)
     if not side: return None, None
-    words = name.split("_")
+    words = re.sub(rf"(?<=\d)(?={side})|(?<={side})(?=\d)", "_", name).split("_")  # rib_left1
     words.remove(side)
     row = _table().get("_".join(words))
     if row is not None and not row["paired"]: row = None

@@ -102,7 +102,8 @@ def resize_slices(
     for image in x:
         tensor = torch.from_numpy(np.ascontiguousarray(image, np.float32))
         resized.append(F.interpolate(tensor[None, None], tuple(size), **how)[0, 0].numpy())
-    return np.stack(resized).astype(x.dtype)
+    stack = np.stack(resized)
+    return (stack if x.dtype.kind == "f" else stack.round()).astype(x.dtype)
 
 # %% ../../nbs/io/30_volumes.ipynb #842ab936
 BODY_HU = -624  # what is denser is body; on OpenKBP's scale a round 400

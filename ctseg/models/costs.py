@@ -8,6 +8,7 @@ __all__ = ['OCCUPIED', 'CHANNELS', 'BATCH', 'multiply_adds', 'process_bytes', 'P
 
 # %% ../../nbs/models/90_costs.ipynb #683e9393
 import gc
+import mmap
 import threading
 import time
 from pathlib import Path
@@ -35,12 +36,12 @@ def multiply_adds(
     return flops.get_total_flops()//2
 
 # %% ../../nbs/models/90_costs.ipynb #84d99da9
-OCCUPIED = Path("/proc/self/statm")  # of a process on Linux; the second number counts pages of 4096 bytes
+OCCUPIED = Path("/proc/self/statm")  # of a process on Linux; the second number counts pages
 
 
 def process_bytes() -> int:
     "Bytes of memory that this process occupies. Linux only."
-    return int(OCCUPIED.read_text().split()[1])*4096
+    return int(OCCUPIED.read_text().split()[1])*mmap.PAGESIZE
 
 # %% ../../nbs/models/90_costs.ipynb #c95a2a2a
 class PeakMemory:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..core.anatomy import IGNORE
 from ..core.unions import Unions
 from ..data.batches import Batch, class_in_mask
+from ..losses.partial import as_given
 from ..losses.unions import put_unions
 from .base import EncoderDecoder, check_counts
 
@@ -45,13 +46,10 @@ def with_presence(
     return model
 
 # %% ../../nbs/models/20_presence.ipynb #91d22992
-def _as_given(values: torch.Tensor) -> torch.Tensor: return values
-
-
 def presence_loss(
     logits: torch.Tensor, # [B, C], of the presence head
     view: Batch,
-    gather: Callable[[torch.Tensor], torch.Tensor] = _as_given, # as `PartialLoss.gather`
+    gather: Callable[[torch.Tensor], torch.Tensor] = as_given, # as `PartialLoss.gather`
     unions: Unions = (), # classes made of others: present if a member is, without a logit of their own
 ) -> torch.Tensor: # a scalar
     "Mean binary cross-entropy over the known cells (image, class) of presence logits [B, C]."

@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,9 +32,13 @@ from ..runs.folder import Run
 from ..runs.split import split_slices
 
 # %% ../../nbs/prediction/30_choose.ipynb #ffed9336
-def held_out_by(run: Run, slices: SliceSet) -> np.ndarray:
-    "bool [N]: the annotated slices that `run` has kept apart; `slices` must be what it was trained on."
-    spec = run_spec(run)
+def held_out_by(
+    run: Run,
+    slices: SliceSet, # what it was trained on
+    spec: dict[str, Any] | None = None, # its `recipe.json`; None: read it
+) -> np.ndarray: # bool [N]
+    "The annotated slices that `run` has kept apart."
+    spec = spec or run_spec(run)
     if slices.fingerprint() != spec["data"]["fingerprint"]:
         problem = "trained on other data than this, so which slices it has seen is not known"
         remedy = "give the folder it was trained on, and --annotated as it was in training"

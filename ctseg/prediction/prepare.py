@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.atomic import atomic_path
 from ..core.device import DevicePlan
 from ..core.errors import InputError, did_you_mean
 from ..data.slices import SliceSet
@@ -23,17 +22,15 @@ from ..inference.rule import Rule
 from ..io.neighbours import with_neighbours
 from .choose import choose_rule, held_out_by, out_of_fold, run_members
 from .predictor import Predictor, load_predictor
-from ..runs.folder import Run
+from ..runs.folder import Run, write_rows
 from ..runs.sums import write_metrics
 
 # %% ../../nbs/prediction/40_prepare.ipynb #5033d82f
 def write_reliability(facts: dict[str, Any], path: Path):
     "The points of both reliability diagrams, as a table: when, said, was, pairs."
-    rows = ["when,said,was,pairs"]
-    for when in ("before", "after"):
-        rows += [",".join(map(str, [when, *point])) for point in facts[f"points {when}"]]
-    with atomic_path(path) as tmp:
-        tmp.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    columns = ("when", "said", "was", "pairs")
+    points = [(when, *point) for when in ("before", "after") for point in facts[f"points {when}"]]
+    write_rows([dict(zip(columns, point)) for point in points], path, columns)
 
 # %% ../../nbs/prediction/40_prepare.ipynb #cd8066be
 def calibrate_run(

@@ -36,9 +36,10 @@ def common_slices(
     annotated: str = "json", # of a folder, see `read_challenge`
 ) -> SliceSet:
     "The slices with truth that none of the runs has trained on."
-    context = max(run_spec(run)["recipe"].data.context for run in runs)
+    specs = [run_spec(run) for run in runs]
+    context = max(spec["recipe"].data.context for spec in specs)
     slices = read_split(data, split, annotated, context)
-    candidates = [scored_slices(run, slices, split, annotated) for run in runs]
+    candidates = [scored_slices(run, slices, split, annotated, spec) for run, spec in zip(runs, specs)]
     names = set.intersection(*(set(part.names) for part in candidates))
     if not names:
         raise InputError("no slice was held out by all of these runs; compare them with --split test")

@@ -21,6 +21,7 @@ from ..core.device import DevicePlan
 from ..core.errors import InputError
 from ..core.paths import refuse_folder
 from ..data.slices import SliceSet
+from ..data.store import is_store, store_splits
 from ..inference.rule import Rule
 from ..prediction.prepare import prepare
 from ..prediction.saved import run_classes, run_spec
@@ -82,9 +83,10 @@ def sections(facts: dict[str, Any]) -> list[tuple[str, str]]:
 def training_slices(
     data: str | Path | SliceSet, split: str, annotated: str, context: int = 0,
 ) -> SliceSet | None:
-    "The slices of the data that runs are trained on, with so many neighbours; None where a folder holds a test alone."
-    test_alone = not isinstance(data, SliceSet) and not (Path(data)/"train-images").is_dir()
-    if split == "test" and test_alone: return None
+    "The slices of the data that runs are trained on, with so many neighbours; None where it holds a test alone."
+    if split == "test" and not isinstance(data, SliceSet):
+        known = "train" in store_splits(data) if is_store(data) else (Path(data)/"train-images").is_dir()
+        if not known: return None
     return read_split(data, "held-out", annotated, context)
 
 # %% ../../nbs/report/40_page.ipynb #f1fe7957
@@ -145,7 +147,7 @@ def report(
         pseudo, _ = pseudo_facts(trained, spec)
     else:
         train = training_slices(data, split, annotated, spec["recipe"].data.context)
-        slices = scored_slices(trained, train if split == "held-out" else data, split, annotated)
+        slices = scored_slices(trained, train if split == "held-out" else data, split, annotated, spec)
         predictor = prepare(trained.folder, plan)
         sure = judged(predictor, slices, batch_size)
         same_data = train is not None and train.fingerprint() == spec["data"]["fingerprint"]

@@ -9,7 +9,7 @@ __all__ = ['FREE', 'write_rows', 'make_spec', 'spec_dict', 'read_spec', 'facts_o
 # %% ../../nbs/runs/20_folder.ipynb #97c7b375
 import csv
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,11 +36,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% ../../nbs/runs/20_folder.ipynb #e21d0ef2
-def write_rows(rows: list[dict], path: str | Path) -> None:
-    "A CSV with a column for every key, in the order they first appear; whole or not at all."
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+def write_rows(
+    rows: list[dict],
+    path: str | Path,
+    columns: Sequence[str] = (), # (): every key, in the order they first appear
+) -> None:
+    "A CSV, whole or not at all."
+    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
     with atomic_path(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
-        out = csv.DictWriter(f, columns)
+        out = csv.DictWriter(f, columns, lineterminator="\n")
         out.writeheader()
         for row in rows:
             out.writerow({key: csv_cell(value) for key, value in row.items()})

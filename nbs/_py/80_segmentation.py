@@ -11,7 +11,6 @@
 # %%
 #| export
 import contextlib
-import csv
 import os
 import tempfile
 from collections import Counter
@@ -25,7 +24,6 @@ from tqdm import tqdm
 from ctseg import __version__
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.arguments import checks_arguments, options_of
-from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError, did_you_mean, some_of
 from ctseg.core.folders import alone_in
 from ctseg.core.json_files import write_json
@@ -47,7 +45,7 @@ from ctseg.prediction.trained_slicing import choose_slicing, other_distance, tra
 from ctseg.prediction.volumes import class_rows_of, label_volume
 from ctseg.report.page import write_page
 from ctseg.report.scans import montage, scan_record, scans_page
-from ctseg.runs.folder import Run
+from ctseg.runs.folder import Run, write_rows
 from ctseg.training.memory import out_of_memory
 
 # %%
@@ -411,10 +409,7 @@ TABLES = ("volumes.csv", "volumes.json", "class_names.json")
 
 def write_tables(result: Segmented, classes: ClassMap):
     "Write the `TABLES`."
-    with atomic_path(result.out/"volumes.csv") as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
-        rows = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-        rows.writeheader()
-        rows.writerows(result.table)
+    write_rows(result.table, result.out/"volumes.csv", COLUMNS)
     write_json(result.summary, result.out/"volumes.json")
     classes.to_json(result.out/"class_names.json")
 

@@ -260,6 +260,7 @@ def test_contours_give_every_voxel_back(tmp_path, grid):
     (["RUN", "NII", "--format", "rtstruct"], "take the format nifti"),
     (["RUN", "NII", "--format", "dicomseg"], "did you mean dicom-seg"),
     (["RUN", "NII", "--window", "random"], "fixed window"),
+    (["RUN", "NII", "--window", "40,wide"], "or LEVEL,WIDTH such as 40,400"),
     (["RUN", "NII", "--spacing", "fit"], "needs a size"),
 ])
 def test_mistakes_are_one_line(clinic, tmp_path, args, says):
@@ -330,14 +331,21 @@ def test_a_run_keeps_how_its_images_were_cut(tmp_path):
     }
 
 
-def test_names_of_no_encoding_and_with_line_breaks(clinic, tmp_path):
+def test_a_window_of_numbers(clinic, tmp_path):
+    status, _, err = ctseg("segment", clinic/"run", clinic/"nii", "--window", "-600,1500", "--out", tmp_path/"out")
+    assert status == 0, err
+    assert read_json(tmp_path/"out"/"volumes.json")["slicing"]["window"] == [-600, 1500]
+
+
+def test_strange_names(clinic, tmp_path):
     raw = os.fsencode(clinic/"nii"/"p1.nii.gz")
     (tmp_path/"src").mkdir()
-    for name in (b"p\xff.nii.gz", b"p\n2.nii.gz"):
+    for name in (b"p\xff.nii.gz", b"p\n2.nii.gz", b"=p3.nii.gz"):
         shutil.copy(raw, os.path.join(os.fsencode(tmp_path/"src"), name))
     status, out, err = ctseg("segment", clinic/"run", tmp_path/"src", "--out", tmp_path/"out")
-    assert status == 0 and "segmented: 2 of 2" in out
-    assert len(list(csv.DictReader(open(tmp_path/"out"/"volumes.csv", encoding="utf-8")))) == 4
+    assert status == 0 and "segmented: 3 of 3" in out
+    rows = list(csv.DictReader(open(tmp_path/"out"/"volumes.csv", encoding="utf-8")))
+    assert len(rows) == 6 and {row["source"] for row in rows if "p3" in row["source"]} == {"'=p3.nii.gz"}
 
 
 def test_two_patients_in_one_folder_are_told_apart(clinic, tmp_path):

@@ -21,6 +21,7 @@ def test_json_has_no_infinity(tmp_path):
     ('{"a": 1,\n oops}', "line 2: not valid JSON"),
     (b'{"a": "\xff"}', "not UTF-8 text, expected a JSON file; save it in UTF-8"),
     ('{"a": 1}'.encode("utf-16"), "text in UTF-16"), ("", "empty"), ("<html>403</html>", "a web page"), ("<<<<<<< HEAD\n{}", "git"),
+    ('{"digits": 1, "digits": 2}', "not valid JSON .*digits"),
     ("{'a': 1}", "names and texts stand in double quotes"), ('{"a": 1,}', "no comma after the last item"),
 ])
 def test_json_that_cannot_be_read(tmp_path, text, words):

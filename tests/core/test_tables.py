@@ -10,7 +10,7 @@ import pytest
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError, did_you_mean, some_of
 from ctseg.core.json_files import read_json
-from ctseg.core.tables import MAX_COLUMNS, MAX_LINES, counted_lines, refuse_padding, table_text
+from ctseg.core.tables import MAX_LINES, MAX_WIDTH, counted_lines, refuse_padding, table_text
 from ctseg.data.mask_rows import count_rows, read_image_names
 
 
@@ -37,7 +37,7 @@ def test_zeros_to_the_end(tmp_path, size):
     told(lambda: table_text(path, "copy it again"), "history.csv")
 
 
-@pytest.mark.parametrize("content", [b"a,"*MAX_COLUMNS, b"\n"*(MAX_LINES + 2), b"\r"*(MAX_LINES + 2), b"a\xff\n", b"a\0\n"])
+@pytest.mark.parametrize("content", [b"a,"*MAX_WIDTH, b"\n"*(MAX_LINES + 2), b"\r"*(MAX_LINES + 2), b"a\xff\n", b"a\0\n"])
 def test_what_is_no_small_table(tmp_path, content):
     (tmp_path/"a.csv").write_bytes(content)
     told(lambda: table_text(tmp_path/"a.csv", "write it again"), "a.csv", "write it again")

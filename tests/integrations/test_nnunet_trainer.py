@@ -71,6 +71,8 @@ def test_which_cases_are_drawn(home, monkeypatch):
     assert [loader.ended for loader in loaders] == [False, False, True]  # nnU-Net ends its own
     written = json.loads((home.parent/"out"/"annotated_labels.json").read_text())
     assert written == EXAMINED
+    told = [line for line in trainer.lines if "cases have labels" in line]
+    assert len(told) == 2  # once of the training, once of the validation
 
 
 @pytest.mark.parametrize("part", ["train_cases", "val_cases"])

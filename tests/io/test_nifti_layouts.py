@@ -54,6 +54,14 @@ def test_pairs(tmp_path, image, labels):
     assert facts["volumes"] == 1 and [(masks == c).sum() for c in (1, 2)] == [24, 16]
 
 
+@pytest.mark.parametrize("folders", [("CT", "ct"), ("imagesTr", "imagestr")])
+def test_folders_that_differ_in_capitals(tmp_path, folders):
+    for folder in folders: save(HU, tmp_path / "src" / folder / "p1_0000.nii.gz", GRID)
+    if len(list((tmp_path / "src").iterdir())) == 1: pytest.skip("a disk on which these are one folder")
+    with pytest.raises(InputError, match=f"both {folders[0]}/ and {folders[1]}/ are in it"):
+        import_nifti(tmp_path / "src", tmp_path / "out", classes=TWO)
+
+
 @pytest.mark.parametrize("names", [["p1", "p2_seg"], ["p1", "p1_seg", "p1_mask"], ["Seg/p1"], ["CT/p1", "seg/p1", "mask/p1"]])
 def test_refused(tmp_path, names):
     for name in names:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,14 +10,17 @@ from helpers.volumes import HU, TWO, one_line, save, volume
 
 from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
+from ctseg.data.mask_csv import write_masks
 from ctseg.integrations.nnunet import export_nnunet
 from ctseg.io.cases import Case
 from ctseg.io.folders import write_volumes
+from ctseg.io.imported import imported_slicing
 from ctseg.io.index import read_index
 from ctseg.io.nifti import export_nifti
 from ctseg.io.nifti_import import import_nifti
 from ctseg.io.outputs import output_name
 from ctseg.io.slicing import Slicing
+from ctseg.metrics.volume_files import evaluate_csv_volumes
 
 OUTSIDE = ["../evil", "/tmp/evil", "..", ".", "a/../../evil", "a\\evil", "c:evil", ".evil", "", " ", "a\nb"]
 
@@ -68,6 +72,27 @@ def test_an_image_of_a_volume_that_is_not_there(folder):
     with pytest.raises(InputError) as e:
         read_index(folder)
     assert "image 0.png is of volume 'v001'" in one_line(e)
+
+
+def test_an_entry_of_only_what_it_must_have(tmp_path, folder):
+    index = json.loads((folder / "index.json").read_text())
+    del index["seal"]
+    for key in ("kind", "patient", "positions", "digest"): del index["volumes"]["v000"][key]
+    (folder / "index.json").write_text(json.dumps(index))
+    slices = read_challenge(folder, "test")
+    masks = slices.masks + np.uint8(1)
+    write_masks(masks, slices.names, folder / "y_test.csv")
+    assert export_nifti(masks, folder, tmp_path / "back") == {"v000": (5, 5)}
+    assert evaluate_csv_volumes(folder / "y_test.csv", folder / "y_test.csv")["facts"]["per_case"]
+
+
+def test_what_an_import_cannot_be_told_from(folder):
+    shutil.rmtree(folder / "test-images")
+    with pytest.raises(InputError, match="test-images"): imported_slicing(folder)
+    (folder / "index.json").write_text("{oops")
+    with pytest.raises(InputError, match="line 1: not valid JSON"): imported_slicing(folder)
+    (folder / "index.json").write_text("{}")
+    with pytest.raises(InputError, match="not an index of volumes"): imported_slicing(folder)
 
 
 def test_names_of_cases_and_of_data_sets(tmp_path, folder):

@@ -298,9 +298,11 @@ def test_patients(d):
     write(d/"who.csv", "patient,image", [f"Jane Doe {i//3},{stem}.png" for i, stem in enumerate(STEMS)])
     with open(d/"who.csv", "a") as f: f.write(f"Jane Doe 1,{STEMS[0]}.png\n")
     (d/"who.json").write_text(json.dumps({STEMS[0]: "a", f"{STEMS[0]}.png": "b"}))
+    (d/"nobody.json").write_text(json.dumps(dict.fromkeys(STEMS)))
     for patients, says in (
         (str(d/"who.csv"), "there twice"),
         (str(d/"who.json"), "there twice"),
+        (str(d/"nobody.json"), 'expected {"image": "patient", …}'),
         (r"^(q\d+)", "no patient for the image p0_s0"),
         ("(", "no regular expression"),
         (str(d/"no.csv"), "no such file"),

@@ -175,7 +175,7 @@ def test_bad_renamings_are_one_line(source, rename, told):
 
 def test_unions_follow_their_names():
     old = ClassMap.from_names(["P", "PL", "PR"], {"P": ["PL", "PR"]})
-    names = {"P": "parotids", "PL": "parotid_left", "PR": "parotid_right"}
+    names = {"P": " parotids", "PL": "parotid_left ", "PR": "parotid_right"}
     new = renamed_classes(old, Renaming(names)).classes
     assert new.union_table == {"parotids": ["parotid_left", "parotid_right"]} and new.pairs == ((2, 3),)
     with pytest.raises(InputError, match="rename"):

@@ -19,7 +19,7 @@ OTHER_TOTAL = """vertebrae_S1 kidney_cyst_left kidney_cyst_right prostate pulmon
     (["Glnd_Submand_L", "submandibular_l", "SubmandibularGland_L"], "385296007", LEFT),
     (["OpticNrv_R", "Optic_Nerve_R", "optic nerve right"], "18234004", RIGHT),
     (["Lung_L", "lung_left"], "39607008", LEFT),
-    (["rib_right_12", "rib_12_right", "Rib_R_12"], "43993008", RIGHT),
+    (["rib_right_12", "rib_12_right", "Rib_R_12", "rib_right12", "rib_12right"], "43993008", RIGHT),
     (["BrachialPlex_L"], "36582005", LEFT),
 ])
 def test_one_structure_in_many_spellings(names, code, side):

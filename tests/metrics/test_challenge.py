@@ -39,6 +39,13 @@ def test_nothing_to_score():
     assert np.isnan(challenge_dice(np.zeros((2, 4, 4), np.uint8), np.zeros((2, 4, 4), np.uint8), 3))
 
 
+def test_an_image_wholly_ignored_has_no_score():
+    pred, truth = np.ones((2, 2, 4, 4), np.uint8)
+    truth[0] = 255
+    np.testing.assert_array_equal(dice_table(pred, truth, 2), [[np.nan, np.nan], [1, np.nan]])
+    assert np.isnan(dice_table(pred[:1], truth[:1], 2)).all()
+
+
 def test_many_classes_do_not_overflow():
     m = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     both, a, b = overlaps(m, m, 255)

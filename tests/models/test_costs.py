@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ctseg.models.base import EncoderDecoder
-from ctseg.models.costs import PeakMemory, model_facts, multiply_adds
+from ctseg.models.costs import PeakMemory, model_facts, multiply_adds, process_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,6 +35,13 @@ def test_published_costs_are_those_of_the_code(name):
     assert {k: int(row[k]) for k in sizes} == {
         k: facts[k] for k in sizes
     }, "run nbs/benchmarks/model_costs.ipynb"
+
+
+def test_a_page_of_memory_may_be_large(tmp_path, monkeypatch):
+    (tmp_path/"statm").write_text("9 3 1")
+    monkeypatch.setattr("ctseg.models.costs.OCCUPIED", tmp_path/"statm")
+    monkeypatch.setattr("mmap.PAGESIZE", 2**16)
+    assert process_bytes() == 3*2**16
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells the memory of a process")

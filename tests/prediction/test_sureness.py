@@ -81,6 +81,7 @@ def test_the_command_writes_the_table(run, tmp_path):
     slices = toy(n=6, labelled=4)
     write_challenge(slices, tmp_path/"data")
     images = next(p for p in (tmp_path/"data").iterdir() if p.name.endswith("images"))
+    (images/"0.png").rename(images/"=0.png")
     args = ("predict", run.folder, "--images", images, "--device", "cpu")
     code, out, err = ctseg(
         *args,
@@ -96,6 +97,7 @@ def test_the_command_writes_the_table(run, tmp_path):
     assert code == 0, err
     rows = list(csv.DictReader((tmp_path/"sure.csv").read_text().splitlines()))
     assert tuple(rows[0]) == COLUMNS and len(rows) == 6*3 and {r["calibrated"] for r in rows} == {"1"}
+    assert "'=0.png" in {r["image"] for r in rows}  # no formula of a spreadsheet
     for row in rows:
         drawn = int(row["pixels"]) > 0
         assert bool(row["expected_dice"]) == bool(row["uncertain_edge"]) == drawn

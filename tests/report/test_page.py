@@ -13,6 +13,7 @@ import pytest
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.json_files import write_json
 from ctseg.data.challenge import read_challenge, write_challenge
+from ctseg.data.store import write_store
 from ctseg.metrics.challenge import dice_table
 from ctseg.prediction.choose import held_out_by
 from ctseg.prediction.predictor import load_predictor, predict_masks
@@ -81,6 +82,10 @@ def test_pseudo_labels_are_drawn_on_their_own_slices_only(world, tmp_path):
         assert [s["name"] for s in data_of(page)["sets"]] == ["test slices"]
     page = report(world/"full", world/"data", "test", tmp_path/"one.html", most=1, plan=CPU).read_text()
     assert [len(s["slices"]) for s in data_of(page)["sets"]] == [1, 1, 1]
+    store = tmp_path/"data.zarr"
+    write_store({split: read_challenge(world/"data", split) for split in ("train", "test")}, store)
+    assert data_of(report(world/"full", store, "test", tmp_path/"stored.html", plan=CPU).read_text()) == data_of(
+        report(world/"full", world/"data", "test", tmp_path/"read.html", plan=CPU).read_text())
 
 
 # ---- what is not on it

@@ -99,7 +99,7 @@ def test_weights_without_a_checksum_are_not_the_run_s(run):
 
 
 def test_layout_and_line_ends_do_not_count(run):
-    for path in run.folder.glob("*.csv"): path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n"))
+    for path in run.folder.glob("*.csv"): path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     for name in ("recipe.json", "metrics.json"): (run/name).write_text(json.dumps(read_json(run/name)))
     read_everything(run)
 

@@ -230,6 +230,12 @@ def test_the_mistake_is_told_not_torchruns_page_about_it(before, told, capsys):
     )
 
 
+def test_a_line_of_another_encoding_is_shown(capsys):
+    from ctseg import kaggle
+    kaggle.watch([sys.executable, "-c", r"import sys; sys.stdout.buffer.write(b'M\xfcller \xe2\x80\xa6\n')"])
+    assert capsys.readouterr().out == "M\ufffdller …\n"
+
+
 def test_a_run_is_continued_only_where_there_is_one(tmp_path):
     "So that no line about a missing run frightens anybody in the first session."
     from ctseg import kaggle

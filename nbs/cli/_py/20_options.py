@@ -100,6 +100,24 @@ try: named_classes(Path("../cli"))
 except InputError as e: print(e)
 
 
+# %% [markdown]
+# A window is a name, or two numbers with a comma between them:
+
+# %%
+#| export
+def wanted_window(text: Optional[str]):
+    "The name of a window, level and width of a text LEVEL,WIDTH, or None; `InputError` for another pair."
+    if not text or "," not in text: return text
+    from ctseg.io.pixels import parse_window
+    return parse_window(text)
+
+
+# %%
+print([wanted_window(text) for text in (None, "bone", "40,350")])
+try: wanted_window("40,")
+except InputError as e: print(e)
+
+
 # %%
 #| export
 def load_plugins(paths: list[Path]) -> None:

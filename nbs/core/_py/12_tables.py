@@ -34,7 +34,7 @@ from fastcore.test import test_eq
 #| export
 MAX_TABLE = 1 << 26  # bytes of a table that is read whole
 MAX_LINES = 1 << 20
-MAX_COLUMNS = 1 << 16  # characters of a line
+MAX_WIDTH = 1 << 16  # characters of a line
 
 def table_problem(data: bytes, most_lines: int = MAX_LINES) -> str:
     "What speaks against the bytes of a file being a small table; \"\" if nothing does."
@@ -42,7 +42,7 @@ def table_problem(data: bytes, most_lines: int = MAX_LINES) -> str:
     lines = data.replace(b"\r", b"\n").split(b"\n", most_lines + 1)
     if len(lines) > most_lines + 1: return f"has more than {most_lines} lines"
     longest = max(map(len, lines))
-    if longest > MAX_COLUMNS:
+    if longest > MAX_WIDTH:
         return f"has a line of {longest} bytes, its line ends may be lost"
     return ""
 

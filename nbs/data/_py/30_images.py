@@ -323,7 +323,7 @@ def image_paths(
     "The PNG files of a folder in numeric order; `InputError` where there are none."
     folder = Path(folder)
     check_folder(folder, "a folder of PNG images")
-    content = [p for p in folder.iterdir() if not is_system_file(p)]
+    content = [p for p in sorted(folder.iterdir()) if not is_system_file(p)]
     paths = [p for p in content if p.suffix.lower() == ".png"]
     for path in paths:
         if not path.name.isprintable():

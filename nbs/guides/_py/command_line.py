@@ -15,7 +15,7 @@
 # ```
 #
 # * A mistake is one line on standard error and exit status 2; nothing half-written is left, not even by SIGTERM (status 143) or a lost terminal (SIGHUP, 129).
-# * A run that was cut goes on with the same command and `--resume`. One that stopped in time, by `--time-limit`, SIGTERM, SIGHUP or SIGUSR1, ends with status 75.
+# * A run that was cut goes on with the same command and `--resume`. A training that is stopped by `--time-limit`, SIGTERM, SIGHUP or SIGUSR1 saves itself first, and ends with status 75.
 # * `--set KEY=VALUE` reaches every field of a [recipe](../recipes/20_fit.ipynb). `ctseg recipes NAME` lists the fields with their values and what they mean. `--recipe runs/first/recipe.json` takes the recipe of a run.
 # * `ctseg predict` decides by the rule that was chosen in training. `--rule argmax` leaves it out; `--tune FOLDER` chooses one anew, for all the runs together, and prints what it scores on the slices they held out. `--confidence FILE.csv` tells [how sure the prediction is](reading_the_report.ipynb#how-sure-is-a-prediction).
 # * On a CPU another program can compute: `--engine openvino` or `--engine onnx` of `predict` and `segment` (extras of these names). What it answers is compared with PyTorch's first. [How much faster](../benchmarks/engines.ipynb) depends on the processor. `segment` takes OpenVINO where it is installed (`auto`). `predict` takes PyTorch, whose answers do not depend on another package. A GPU always computes with PyTorch.

@@ -43,13 +43,13 @@
 # | `recipes` | the table of recipes, `fit` | named choices, and one call that carries one out |
 # | `report` | figures of a run, pictures, the page | one page a run |
 # | `integrations` | nnU-Net (trainers, data sets), MONAI and Lightning, the Hugging Face hub, ONNX | partial labels inside other people's tools |
-# | top | `demo`, `kaggle`, `cli` | what a user starts |
+# | top | `segmentation` (scans in, results out), `demo`, `kaggle`, `cli` | what a user starts |
 #
 # ## What travels through them
 #
 # | object | shapes | where |
 # |---|---|---|
-# | `SliceSet` | `images` uint8 [N, H, W] · `masks` uint8 [N, H, W], 0 where background **or unknown** · `known` bool [N, C] · `names` · `groups` int [N], patients or near-duplicates · `classes` | from files to the trainer |
+# | `SliceSet` | `images` uint8 [N, H, W] · `masks` uint8 [N, H, W], 0 where background **or unknown**, 255 where a pixel is to be ignored · `known` bool [N, C] · `names` · `groups` int [N], patients or near-duplicates · `classes` | from files to the trainer |
 # | `Batch` | `image` float32 [B, K, H, W], K = 1 or a slice with its neighbours · `mask` int64 [B, H, W] · `known` bool [B, C], or [B, C, H, W] after mixing · `weight` float32 [B, 1 or C, H, W] or none · `index` int64 [B] | inside a step |
 # | logits | [B, C, H, W] from networks with sigmoid outputs, [B, C+1, H, W] with softmax outputs, channel 0 the background; a list, fine to coarse, from deeply supervised ones in training | network to loss |
 #

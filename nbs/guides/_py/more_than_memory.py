@@ -21,7 +21,7 @@
 #
 # * `--memory` says how much of the slices may be brought to the device. What is larger is read by a thread ahead of the step that needs it. Weights, history and metrics are the same to the last bit, and a run that was cut may be resumed with another `--memory`, or with the folder in place of the store.
 # * Without `--memory`, slices are loaded if they take a quarter of the free memory at most.
-# * `ctseg store --annotated present` decides what a zero means once and for all, as [`ctseg check`](your_challenge_folder.ipynb) would.
+# * `ctseg store --annotated present` decides once and for all [what a zero means](your_challenge_folder.ipynb); commands that read the store ask no more.
 # * A store may lie at an address that [fsspec](https://filesystem-spec.readthedocs.io) understands: `ctseg store my_data --out s3://bucket/my_data`. A store that breaks off there leaves its parts behind, but they are not taken for a store.
 # * Masks need room on the disk while a store is made, uncompressed; `--scratch FOLDER` says where.
 # * Put a `patients.json` into a large folder. Without it, near-duplicates are found by comparing every slice with every other.

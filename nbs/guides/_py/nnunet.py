@@ -26,7 +26,7 @@
 # | network and patches | one of the zoo, whole slices | planned by nnU-Net: 2d, 3d_lowres, 3d_fullres, cascade |
 # | machine | a small GPU, minutes to hours; also a CPU | a GPU with 8 GB or more, a day for 1000 epochs |
 # | unlabelled images | five methods; pseudo-labels, calibration, what to annotate next | an averaged teacher that completes patches |
-# | classes | softmax or sigmoid, overlapping ones, unions | softmax; no regions, no unions |
+# | classes | softmax or sigmoid; unions | softmax; no regions, no unions |
 # | resumed after a stop | to the last bit | from the last checkpoint, as nnU-Net does |
 #
 # On a hundred partly annotated slices, trained for four minutes, [ctseg's loop is ahead](../benchmarks/peers.ipynb). Which one draws better after hours was not measured: no full training of nnU-Net was held against ctseg's on the same data. (Its plain U-Net, in ctseg's loop and on small slices, [came close to the Attention U-Net](../benchmarks/networks.ipynb).) Take nnU-Net where structures are seen in three dimensions only, where you have it running, or for a challenge in volumes. Take ctseg's loop for slices, a small machine, or where

@@ -18,7 +18,7 @@
 # |---|---|
 # | `--format dicom-seg`, `rtstruct`, `nifti` | may be repeated; left out, DICOM gives SEG and NIfTI gives NIfTI |
 # | `--keep-patient` | copies patient and study into the results, for an archive; left out, a result holds only the numbers by which a viewer finds its scan |
-# | `--window`, `--size`, `--spacing` | how to cut, where the run does not know it, or was trained otherwise |
+# | `--window`, `--size`, `--spacing` | how to cut, where the run does not know it, or was trained otherwise; a window is a name, or `LEVEL,WIDTH` such as `40,400` |
 # | `--gaps` | takes missing slices as they are |
 #
 # Here it is at work on a toy: two patients whose skull and brain are contoured, from whom a run learns for a few seconds, and three new scans.
@@ -105,7 +105,7 @@ plt.show()
 # ## Is it right?
 #
 # Where there is a truth, `ctseg evaluate TRUTH results` scores two folders of NIfTI files of the same names: Dice, the share of the surface
-# within a tolerance, the distance in mm below which 95 % of the surface lie, and the difference in millilitres, with an interval over patients.
+# within a tolerance, the distance in mm below which 95 % of the surface lies, and the difference in millilitres, with an interval over patients.
 # It needs the extra `metrics`.
 
 # %%

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.arguments import check_argument
 from ctseg.core.errors import InputError
+from ctseg.data.geometry import MIRROR_AXES
 
 # %%
 #| hide
@@ -28,6 +29,7 @@ from fastcore.test import test_eq, test_fail
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.toys import toy_slices
 
+
 # %% [markdown]
 # *Test-time augmentation*: the network looks at the slice turned a little, or enlarged. Its answer is turned back, and the answers are averaged. What it is sure of from one angle only becomes less sure.
 #
@@ -37,9 +39,6 @@ from ctseg.core.toys import toy_slices
 
 # %%
 #| export
-MIRROR_AXES = {"vertical": -2, "horizontal": -1}
-
-
 def turn(
     x: torch.Tensor,
     degrees: float,

@@ -161,6 +161,12 @@ def check_part(trainer, dataset, part: str) -> None:
     if not labelled:
         raise InputError(f"fold {trainer.fold}: {message}, some are needed; write a splits_final.json")
 
+def check_fold(trainer, train, held_out) -> None:
+    "`check_part` of both, unless they are known: a second loader is of the same cases."
+    if trainer.fold_cases: return
+    check_part(trainer, train, "training")
+    check_part(trainer, held_out, "validation")
+
 
 # %%
 drawn = {"class_locations": {1: [], 2: [[0, 0]]}}
@@ -205,6 +211,7 @@ class PartialTraining(Behind):
 
     def initialize(self) -> None:
         "Settings and who examined what, then nnU-Net's own."
+        self.fold_cases = []
         prepare_trainer(self)
         super().initialize()
 
@@ -215,8 +222,7 @@ class PartialTraining(Behind):
     def get_tr_and_val_datasets(self) -> tuple:
         "nnU-Net's data sets of a fold, without the cases that have no labels."
         train, held_out = super().get_tr_and_val_datasets()
-        check_part(self, train, "training")
-        check_part(self, held_out, "validation")
+        check_fold(self, train, held_out)
         self.fold_cases = list(train.identifiers)
         train.identifiers = self.drawn_cases()
         held_out.identifiers = self.examined.labelled(held_out.identifiers)

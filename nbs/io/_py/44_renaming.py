@@ -298,7 +298,7 @@ def renamed_classes(old: ClassMap, renaming: Renaming, any_part: bool = False) -
         return RenamedSlices(old, old, np.arange(1, len(old) + 1, dtype=np.uint8))
     unions = {}
     for union, members in old.union_table.items():
-        unions[renaming.kept(union)] = [renaming.kept(member) for member in members]
+        unions[renaming.kept(union).strip()] = [renaming.kept(member).strip() for member in members]
     try:
         new = ClassMap.from_names(dict.fromkeys(names), unions)
     except InputError as e:

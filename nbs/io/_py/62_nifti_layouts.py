@@ -179,6 +179,7 @@ _LABEL_FOLDERS = {"labels", "label", "segs", "seg", "segmentation", "segmentatio
                   "ground_truth", "groundtruth", "annotations", "annos", "anno", "labelmaps", "labelmap",
                   "lbls", "lbl", "contours", "rois"}
 _NNUNET = [("imagestr", "labelstr", "train"), ("imagests", "labelsts", "test")]
+_SHARED = _IMAGE_FOLDERS | _LABEL_FOLDERS | {name for *pair, _ in _NNUNET for name in pair}
 
 class Layout(NamedTuple):
     "A folder of images, the folder of their label maps (\".\": beside the images), and their split."
@@ -202,12 +203,20 @@ def structure_folder(case: Path) -> Path|None:
     name = _the_one(case, sorted(names))
     return case/name if name else None
 
+
+# %%
+#| export
 def _flat_folders(src: Path) -> dict[str, str]:
-    "Folders that hold volumes and are no case of their own: name in small letters → name."
+    """Folders that hold volumes and are no case of their own: name in small letters → name.
+
+    `InputError` for two of a layout that differ in capitals only."""
     folders = {}
-    for path in src.iterdir():
+    for path in sorted(src.iterdir()):
         if not path.is_dir() or (path/"segmentations").is_dir(): continue
-        folders[path.name.lower()] = path.name
+        lower = path.name.lower()
+        if lower in _SHARED and lower in folders:
+            _the_one(src, [folders[lower], path.name])
+        folders[lower] = path.name
     return folders
 
 def _the_one(src: Path, names: list[str]) -> str:
@@ -272,10 +281,7 @@ def find_layouts(src: Path) -> list[Layout]:
 #| export
 def layout_folders(src: Path) -> set[str]:
     "Names of folders that are part of a layout, and no cases."
-    shared = _IMAGE_FOLDERS | _LABEL_FOLDERS
-    for images, labels, _ in _NNUNET:
-        shared = shared | {images, labels}
-    return set(_among(_flat_folders(src), shared))
+    return set(_among(_flat_folders(src), _SHARED))
 
 
 # %%

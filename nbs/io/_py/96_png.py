@@ -192,7 +192,7 @@ def _patient_table(path: Path) -> list[tuple[str, str]]:
     "Pairs of an image, as the table calls it, and its patient, from a JSON object or a CSV with the columns image and patient."
     if path.suffix.lower() == ".json":
         table = read_json(path)
-        if not isinstance(table, dict):
+        if not isinstance(table, dict) or not all(type(patient) in (str, int) for patient in table.values()):
             raise InputError(f'{path}: expected {{"image": "patient", …}}')
         return [(image, str(patient)) for image, patient in table.items()]
     header, rows = read_text_table(path)

@@ -91,7 +91,7 @@ def check_masks(pred: np.ndarray, truth: np.ndarray, C: int) -> tuple[np.ndarray
         if masks.dtype.kind not in "iu":
             raise InputError(f"{name} masks are {masks.dtype}, expected whole numbers from 0 to {C}")
         top = highest_label(masks) if name == "true" else masks.max(initial=0)
-        if masks.size and not 0 <= masks.min() <= top <= C:
+        if masks.size and (masks.min() < 0 or top > C):
             raise InputError(f"{name} masks hold {masks.min()}…{masks.max()}, expected 0…{C}")
     return pred.astype(np.uint8, copy=False), truth.astype(np.uint8, copy=False)
 
@@ -137,15 +137,16 @@ test_eq(Overlaps(both=np.array([[1]]), predicted=np.array([[2]]), true=np.array(
 #| export
 def pair_counts(pred: np.ndarray, truth: np.ndarray, C: int) -> np.ndarray:
     "How many pixels of one image have each pair (predicted class, true class): int64 [C+1,C+1]."
+    K = C + 1
+    if not pred.size: return np.zeros((K, K), np.int64)
     pred, truth = pred.ravel(), truth.ravel()
     pred_changes = pred[1:] != pred[:-1]
     truth_changes = truth[1:] != truth[:-1]
     changes = np.flatnonzero(pred_changes | truth_changes)
     ends = np.append(changes, pred.size - 1)  # the last pixel of each run
     lengths = np.diff(ends, prepend=-1)
-    K = C + 1
     pairs = pred[ends].astype(int)*K + truth[ends]
-    return np.bincount(pairs, lengths, K*K).reshape(K, K)
+    return np.bincount(pairs, lengths, K*K).astype(np.int64).reshape(K, K)
 
 
 # %%

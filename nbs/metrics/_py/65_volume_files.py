@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ctseg.core.anatomy import ClassMap
+from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.arguments import checks_arguments
 from ctseg.core.errors import InputError
 from ctseg.core.filetypes import check_folder
@@ -85,8 +85,6 @@ class Pair:
     truth: np.ndarray # uint8 [I,J,K]
     pred: np.ndarray # uint8 [I,J,K]
     affine: np.ndarray # float [4,4]
-
-IGNORE = 255  # in a truth: a voxel that nobody looked at
 
 def spacing_of(affine: np.ndarray, case: str) -> tuple[float, float, float]:
     "mm along each axis of an affine [4,4]; `InputError` for axes that are not at right angles, as after a tilted gantry."
@@ -370,7 +368,7 @@ def evaluate_csv_volumes(
         _whole(true, axes[0])
         pair = Pair(true.id, true.labels, predicted.labels, affine)
         table.cases.append(true.id)
-        groups.append(entries[true.id]["patient"])
+        groups.append(entries[true.id].get("patient", true.id))
         table.scores.append(score_pair(pair, examined[true.id], tolerance))
     return _finished(table, np.array(groups), tolerance)
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ctseg.core.anatomy import IGNORE
 from ctseg.core.unions import Unions
 from ctseg.data.batches import Batch, class_in_mask
+from ctseg.losses.partial import as_given
 from ctseg.losses.unions import put_unions
 from ctseg.models.base import EncoderDecoder, check_counts
 
@@ -94,13 +95,10 @@ test_eq(model(images).shape, logits.shape)
 
 # %%
 #| export
-def _as_given(values: torch.Tensor) -> torch.Tensor: return values
-
-
 def presence_loss(
     logits: torch.Tensor, # [B, C], of the presence head
     view: Batch,
-    gather: Callable[[torch.Tensor], torch.Tensor] = _as_given, # as `PartialLoss.gather`
+    gather: Callable[[torch.Tensor], torch.Tensor] = as_given, # as `PartialLoss.gather`
     unions: Unions = (), # classes made of others: present if a member is, without a logit of their own
 ) -> torch.Tensor: # a scalar
     "Mean binary cross-entropy over the known cells (image, class) of presence logits [B, C]."

@@ -11,6 +11,7 @@
 # %%
 #| export
 import gc
+import mmap
 import threading
 import time
 from pathlib import Path
@@ -77,12 +78,12 @@ test_eq(multiply_adds(OneConv(), 10), 3*9*100)  # 3 outputs of 9 weights at 100 
 
 # %%
 #| export
-OCCUPIED = Path("/proc/self/statm")  # of a process on Linux; the second number counts pages of 4096 bytes
+OCCUPIED = Path("/proc/self/statm")  # of a process on Linux; the second number counts pages
 
 
 def process_bytes() -> int:
     "Bytes of memory that this process occupies. Linux only."
-    return int(OCCUPIED.read_text().split()[1])*4096
+    return int(OCCUPIED.read_text().split()[1])*mmap.PAGESIZE
 
 
 # %%

@@ -15,7 +15,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ctseg.core.atomic import atomic_path
 from ctseg.core.device import DevicePlan
 from ctseg.core.errors import InputError, did_you_mean
 from ctseg.data.slices import SliceSet
@@ -26,7 +25,7 @@ from ctseg.inference.rule import Rule
 from ctseg.io.neighbours import with_neighbours
 from ctseg.prediction.choose import choose_rule, held_out_by, out_of_fold, run_members
 from ctseg.prediction.predictor import Predictor, load_predictor
-from ctseg.runs.folder import Run
+from ctseg.runs.folder import Run, write_rows
 from ctseg.runs.sums import write_metrics
 
 # %%
@@ -69,11 +68,9 @@ runs = [
 #| export
 def write_reliability(facts: dict[str, Any], path: Path):
     "The points of both reliability diagrams, as a table: when, said, was, pairs."
-    rows = ["when,said,was,pairs"]
-    for when in ("before", "after"):
-        rows += [",".join(map(str, [when, *point])) for point in facts[f"points {when}"]]
-    with atomic_path(path) as tmp:
-        tmp.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    columns = ("when", "said", "was", "pairs")
+    points = [(when, *point) for when in ("before", "after") for point in facts[f"points {when}"]]
+    write_rows([dict(zip(columns, point)) for point in points], path, columns)
 
 
 # %%

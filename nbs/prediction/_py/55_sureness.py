@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from ctseg.core.atomic import atomic_path
+from ctseg.core.tables import csv_cell
 from ctseg.data.lazy import LazyPixels
 from ctseg.data.slices import SliceSet
 from ctseg.inference.confidence import soft_dice_confidence, sum_by_class
@@ -226,7 +227,7 @@ def table_rows(judge: Judge, names: list[str], columns: dict[str, torch.Tensor])
     "A row an image and class, in the order of `COLUMNS`; `columns`: name → tensor [images,C]."
     for n, image in enumerate(names):
         for c, name in enumerate(judge.predictor.classes.names):
-            row: list[Any] = [image, name, int(columns["pixels"][n, c])]
+            row: list[Any] = [csv_cell(image), csv_cell(name), int(columns["pixels"][n, c])]
             for key in COLUMNS[3:6]:
                 value = float(columns[key][n, c])
                 row.append("" if np.isnan(value) else f"{value:.4f}")

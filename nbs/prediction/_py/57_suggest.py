@@ -203,7 +203,7 @@ COLUMNS = ("rank", "image", "class", "gain", "presence", "expected_dice")
 
 def write_suggestions(found: Suggestions, path: str | Path):
     "A CSV with a row for each slice and structure, the best first; whole or not at all."
-    names: ClassMap = found.slices.classes
+    classes: ClassMap = found.slices.classes
     with atomic_path(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(COLUMNS)
@@ -213,7 +213,7 @@ def write_suggestions(found: Suggestions, path: str | Path):
                 dice = found.expected_dice[one.position, id - 1]
                 shown = "" if np.isnan(dice) else f"{dice:.4f}"
                 presence = f"{found.presence[one.position, id - 1]:.4f}"
-                out.writerow((rank, image, csv_cell(names.name(id)), f"{gain:.4f}", presence, shown))
+                out.writerow((rank, image, csv_cell(classes.name(id)), f"{gain:.4f}", presence, shown))
 
 
 # %%

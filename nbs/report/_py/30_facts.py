@@ -97,16 +97,17 @@ def scored_slices(
     data: str | Path | SliceSet, # the challenge folder the run was trained on, or its slices
     split: str = "held-out", # annotated slices kept apart in training; or "test"
     annotated: str = "json", # of a folder, see `read_challenge`
+    spec: dict[str, Any] | None = None, # its `recipe.json`; None: read it
 ) -> SliceSet:
     "The slices with truth that a run may be judged by."
     if split not in SPLITS:
         raise did_you_mean("split", split, SPLITS)
-    spec = run_spec(run)
+    spec = spec or run_spec(run)
     slices = read_split(data, split, annotated, spec["recipe"].data.context)
     if list(slices.classes.names) != class_names(spec):
         raise InputError(f"{run.folder}: knows other classes than the data it is to be scored on")
     if split == "held-out":
-        slices = slices[held_out_by(run, slices)]
+        slices = slices[held_out_by(run, slices, spec)]
     if slices.labelled.any():
         return slices
     problem = "held out no slices (fold=-1); give --split test"

@@ -24,6 +24,7 @@ from ctseg.core.device import DevicePlan
 from ctseg.core.errors import InputError
 from ctseg.core.paths import refuse_folder
 from ctseg.data.slices import SliceSet
+from ctseg.data.store import is_store, store_splits
 from ctseg.inference.rule import Rule
 from ctseg.prediction.prepare import prepare
 from ctseg.prediction.saved import run_classes, run_spec
@@ -190,9 +191,10 @@ print(
 def training_slices(
     data: str | Path | SliceSet, split: str, annotated: str, context: int = 0,
 ) -> SliceSet | None:
-    "The slices of the data that runs are trained on, with so many neighbours; None where a folder holds a test alone."
-    test_alone = not isinstance(data, SliceSet) and not (Path(data)/"train-images").is_dir()
-    if split == "test" and test_alone: return None
+    "The slices of the data that runs are trained on, with so many neighbours; None where it holds a test alone."
+    if split == "test" and not isinstance(data, SliceSet):
+        known = "train" in store_splits(data) if is_store(data) else (Path(data)/"train-images").is_dir()
+        if not known: return None
     return read_split(data, "held-out", annotated, context)
 
 
@@ -280,7 +282,7 @@ def report(
         pseudo, _ = pseudo_facts(trained, spec)
     else:
         train = training_slices(data, split, annotated, spec["recipe"].data.context)
-        slices = scored_slices(trained, train if split == "held-out" else data, split, annotated)
+        slices = scored_slices(trained, train if split == "held-out" else data, split, annotated, spec)
         predictor = prepare(trained.folder, plan)
         sure = judged(predictor, slices, batch_size)
         same_data = train is not None and train.fingerprint() == spec["data"]["fingerprint"]

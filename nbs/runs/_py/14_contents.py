@@ -58,7 +58,7 @@ def class_table(value: Any) -> None:
     try:
         check_classes(tuple(value.values()), ())
     except InputError as e:
-        raise Unexpected(value, f"1 to 255 classes of different names ({e})") from None
+        raise Unexpected(value, f"classes of different names ({e})") from None
 
 
 # %%
