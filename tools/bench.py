@@ -26,7 +26,7 @@ RESULTS = ROOT/"nbs"/"benchmarks"/"results"
 
 
 # slices whose licence does not let us keep pictures; a page without pictures
-NOT_SHOWN = {"large", "efficiency"}
+NOT_SHOWN = {"large", "efficiency", "spread"}
 
 
 def write_arrays(path: Path, **arrays):
@@ -45,6 +45,21 @@ def fully_annotated(train, data: Path):
     return replace(
         train, masks=read_masks(data/"y_train_full.csv", train.names)[1], known=np.ones_like(train.known)
     )
+
+
+def spread_over_patients(train, count: int, seed: int):
+    """The training slices with the annotation of `count` of them: one of each patient that has any, drawn
+    by the seed, then a second one of each, and so on."""
+    import numpy as np
+    from suggesting import revealed
+    random = np.random.default_rng(seed)
+    order = random.permutation(np.flatnonzero(train.labelled))
+    seen, turn = {}, []
+    for group in train.groups[order]:
+        turn.append(seen.get(group, 0))
+        seen[group] = turn[-1] + 1
+    chosen = order[np.argsort(turn, kind="stable")[:count]]
+    return revealed(train, np.isin(np.arange(len(train)), chosen))
 
 
 def on_test(test, masks: dict) -> dict:
@@ -178,6 +193,8 @@ def one(task: Task) -> str:
     start, processor = time.monotonic(), time.process_time()
     train, test = read_challenge(task.data), read_challenge(task.data, "test")
     if task.name.startswith("full-"): train = fully_annotated(train, task.data)
+    if count := re.match(r"spread(\d+)-", task.name):
+        train = spread_over_patients(train, int(count[1]), task.seed)
     run = trained(task, train)
     seconds, processor = time.monotonic() - start, time.process_time() - processor
     # in one precision, whatever the processor has

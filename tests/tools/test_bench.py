@@ -91,3 +91,17 @@ def test_the_benchmark_of_ensembles_scores_what_the_command_would_write(tmp_path
         assert {f"dice_{step}" for step in bench.STEPS} <= set(z.files)
         np.testing.assert_array_equal(z["dice_ensemble"], expected.astype(np.float32))
     with pytest.raises(SystemExit): bench.ensembles("t", "nothing", [0], data, runs)
+
+
+def test_annotation_spread_over_patients_takes_one_slice_of_each_first(tmp_path):
+    train = read_challenge(ROOT/"data_sample")
+    patients = np.unique(train.groups[train.labelled])
+    one_each = bench.spread_over_patients(train, len(patients), seed=0)
+    assert sorted(one_each.groups[one_each.labelled]) == sorted(patients)
+    assert (one_each.known <= train.known).all() and (one_each.masks[~one_each.labelled] == 0).all()
+    fewer, more = (bench.spread_over_patients(train, len(patients) + k, seed=0) for k in (-3, 3))
+    assert len(set(fewer.groups[fewer.labelled])) == fewer.labelled.sum() == len(patients) - 3
+    assert set(np.flatnonzero(one_each.labelled)) < set(np.flatnonzero(more.labelled))
+    assert np.bincount(more.groups[more.labelled]).max() == 2
+    other = bench.spread_over_patients(train, len(patients), seed=1)
+    assert (other.labelled != one_each.labelled).any()
