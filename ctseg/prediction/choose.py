@@ -165,8 +165,8 @@ def smallest_area(parts: list[Part]) -> float:
     return float(min(small, default=math.inf))
 
 # %% ../../nbs/prediction/30_choose.ipynb #e60168cc
-SMALL, SHARE = 20, 0.5 # the least area is this share of this percentile of the outlined ones
-FEW = 2 # with so many outlines it is half of that
+SMALL, SHARE = 5, 0.5 # the least area is this share of this percentile of the outlined ones
+FEW = 5 # with so many outlines it is half of that
 ENOUGH = 2000 # annotated slices say it; more would take long to read
 
 def least_shares(slices: SliceSet) -> tuple[float, ...] | None: # [C]
