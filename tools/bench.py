@@ -26,7 +26,7 @@ RESULTS = ROOT/"nbs"/"benchmarks"/"results"
 
 
 # slices whose licence does not let us keep pictures; a page without pictures
-NOT_SHOWN = {"large", "efficiency"}
+NOT_SHOWN = {"large", "efficiency", "spread"}
 
 
 def write_arrays(path: Path, **arrays):
@@ -45,6 +45,21 @@ def fully_annotated(train, data: Path):
     return replace(
         train, masks=read_masks(data/"y_train_full.csv", train.names)[1], known=np.ones_like(train.known)
     )
+
+
+def spread_over_patients(train, count: int, seed: int):
+    """The training slices with the annotation of `count` of them: one of each patient that has any, drawn
+    by the seed, then a second one of each, and so on."""
+    import numpy as np
+    from suggesting import revealed
+    random = np.random.default_rng(seed)
+    order = random.permutation(np.flatnonzero(train.labelled))
+    seen, turn = {}, []
+    for group in train.groups[order]:
+        turn.append(seen.get(group, 0))
+        seen[group] = turn[-1] + 1
+    chosen = order[np.argsort(turn, kind="stable")[:count]]
+    return revealed(train, np.isin(np.arange(len(train)), chosen))
 
 
 def on_test(test, masks: dict) -> dict:
@@ -66,6 +81,14 @@ def areas(masks: dict, classes: int) -> dict:
         counts = [np.bincount(mask.ravel(), minlength=classes + 1)[1:] for mask in drawn]
         keep[f"area_{rule}"] = np.stack(counts).astype(np.int32)
     return keep
+
+
+def left_out(train, labelled: int, seed: int):
+    "The annotated slices of patients whose annotation the setting `labelled` leaves out."
+    import numpy as np
+    from ctseg.data.splits import select_labelled
+    kept = select_labelled(train, labelled, seed).labelled
+    return train[train.labelled & ~np.isin(train.groups, train.groups[kept])]
 
 
 def on_left_out(train, labelled, seed, predictor, rules) -> dict:
@@ -132,6 +155,15 @@ class Task:
         return RESULTS/self.table/f"{self.name}-s{self.seed}.npz"
 
 
+def training_slices(name: str, seed: int, data: Path):
+    "What a row of a table learns from: the folder's slices, with more contours or fewer if its name says so."
+    from ctseg.data.challenge import read_challenge
+    train = read_challenge(data)
+    if name.startswith("full-"): return fully_annotated(train, data)
+    if count := re.match(r"spread(\d+)-", name): return spread_over_patients(train, int(count[1]), seed)
+    return train
+
+
 def trained(task: Task, train):
     "The finished run."
     from ctseg.recipes.fit import fit
@@ -176,8 +208,7 @@ def one(task: Task) -> str:
     torch.set_num_threads(task.threads)
     if task.table == "tried": import tried  # noqa: F401 registers its methods
     start, processor = time.monotonic(), time.process_time()
-    train, test = read_challenge(task.data), read_challenge(task.data, "test")
-    if task.name.startswith("full-"): train = fully_annotated(train, task.data)
+    train, test = training_slices(task.name, task.seed, task.data), read_challenge(task.data, "test")
     run = trained(task, train)
     seconds, processor = time.monotonic() - start, time.process_time() - processor
     # in one precision, whatever the processor has
@@ -255,36 +286,50 @@ def confidences(table, name, seeds, data, runs):
 
 
 def decisions(table, name, seed, data, runs, test=None):
-    """A finished run's test slices, decided in three ways from the same probabilities: argmax, by the gate
-    that `fit` once chose, by the expected Dice that it chooses now; the rules from the slices that the
-    run held out. `test`: another folder, whose test slices are taken."""
+    """A finished run's test slices, decided in several ways from the same probabilities; the rules from the
+    slices that the run held out. `test`: another folder, whose test slices are taken.
+
+    argmax; gated: by one gate for all classes; expected: the best of the rules with expected Dice; least: by
+    least areas alone; chosen: as `fit` chooses."""
     import numpy as np, torch
-    from ctseg.data.challenge import read_challenge
     from ctseg.core.device import pick_device
-    from ctseg.metrics.challenge import dice_table, mean_dice
+    from ctseg.data.challenge import read_challenge
     from ctseg.inference.rule import Rule
-    from ctseg.prediction.choose import choose_rule
+    from ctseg.metrics.challenge import examined_dice, mean_dice
+    from ctseg.prediction.choose import (
+        THRESHOLDS, Part, RuleSearch, choose_rule, expected_rules, least_shares)
     from ctseg.prediction.predictor import load_predictor, predict_masks
     from ctseg.prediction.saved import run_spec
-    from ctseg.runs.job import Job
     from ctseg.runs.folder import Run
+    from ctseg.runs.job import Job
     torch.set_num_threads(1)
-    folder, train, other = Path(runs)/table/f"{name}-s{seed}", read_challenge(data), test
-    test = read_challenge(other or data, "test")
+    folder, other = Path(runs)/table/f"{name}-s{seed}", test
     if not (folder/"metrics.json").exists(): return f"no finished run in {folder}"
+    train, test = training_slices(name, seed, data), read_challenge(other or data, "test")
     predictor, run = load_predictor(folder, pick_device("auto")), Run(folder)
-    held = Job(run_spec(run)["recipe"], train, run, predictor.plan, seed).holdout
-    # older runs have one
-    gated = (
-        predictor.rule if predictor.rule.expected is None else choose_rule(predictor, held, expected=False)[0]
-    )
-    rules = {"argmax": Rule(), "gated": gated, "expected": choose_rule(predictor, held)[0]}
-    keep = {
-        f"dice_{k}": dice_table(m, test.masks, len(test.classes)).astype(np.float32)
-        for k, m in zip(rules, predict_masks(predictor, test.images, list(rules.values())))
+    recipe = run_spec(run)["recipe"]
+    job = Job(recipe, train, run, predictor.plan, seed)
+    search = RuleSearch([Part(predictor, job.holdout)])
+    by_expected = expected_rules([Rule(t) for t in THRESHOLDS], search.parts)
+    search.score(by_expected)
+    rules = {
+        "argmax": Rule(),
+        "gated": choose_rule(predictor, job.holdout, expected=False)[0],
+        "expected": max(by_expected, key=search.scores.get),
+        "least": Rule(least=least_shares(job.labelled)),
+        "chosen": choose_rule(predictor, job.holdout, outlined=job.labelled)[0],
     }
-    target = RESULTS/("decision_other" if other else "decision")/f"{table}-{name}-s{seed}.npz"
-    facts = {"rules": {k: asdict(v) for k, v in rules.items()}, "held out": len(held)}
+    def score(slices): return [
+        examined_dice(m, slices).astype(np.float32)
+        for m in predict_masks(predictor, slices.images, list(rules.values()))
+    ]
+    keep = {f"dice_{k}": table for k, table in zip(rules, score(test))}
+    means = {k: round(mean_dice(table), 4) for k, table in keep.items()}
+    if labelled := recipe.value("labelled"):
+        rest = left_out(train, labelled, seed)
+        keep |= {f"rest_{k}": table for k, table in zip(rules, score(rest))} | {"rest_groups": rest.groups}
+    target = RESULTS/("decision_least_other" if other else "decision_least")/f"{table}-{name}-s{seed}.npz"
+    facts = {"rules": {k: asdict(v) for k, v in rules.items()}, "held out": len(job.holdout)}
     write_arrays(
         target,
         **keep,
@@ -293,7 +338,7 @@ def decisions(table, name, seed, data, runs, test=None):
         classes=np.array(test.classes.names),
         facts=json.dumps(facts),
     )
-    return f"{target.stem}  { {k: round(mean_dice(v), 4) for k, v in keep.items()} }"
+    return f"{target.stem}  {means}"
 
 
 def precisions(table, name, seed, data, runs):

@@ -129,6 +129,9 @@ BY_BUDGET = [
     ("ctseg-half", "ctseg", HALF),
 ]
 
+# As many annotated slices, but of all patients: one of each, then a second. As (slices, epochs).
+SPREAD = [(100, 120), (50, 300)]
+
 # Changes of the second phase in its short form, the last three by the methods of tried.py.
 TRIED = [
     ("base", ()),
@@ -147,6 +150,11 @@ TABLES = {
         (f"{name}-{slices}", recipe, BASE + (f"labelled={slices}", f"epochs={epochs}") + extra)
         for name, recipe, extra in BY_BUDGET
         for slices, epochs in BUDGETS
+    ],
+    "spread": [
+        (f"spread{slices}-{row}", recipe, BASE + (f"epochs={epochs}",))
+        for slices, epochs in SPREAD
+        for row, recipe in (("marginal-log", "marginal-log"), ("ctseg", "ctseg"))
     ],
     "large": [
         ("attunet", "marginal-log", ("width=16", *LARGE)),

@@ -248,8 +248,9 @@ PEERS = {
 }
 
 
-def train(name: str, slices: SliceSet, steps: int, seed: int) -> nn.Module:
+def train(name: str, slices: SliceSet, steps: int, seed: int, bf16: bool = False) -> nn.Module:
     "A peer's network after so many steps."
+    if bf16: raise SystemExit("torch-em and PyMIC choose the precision themselves: leave out --bf16")
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)

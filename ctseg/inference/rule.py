@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Rule', 'read_rule', 'background_level', 'close_gate', 'draw', 'label_certainty', 'drop_islands',
-           'rescue', 'decide']
+           'drop_scraps', 'rescue', 'decide']
 
 # %% ../../nbs/inference/40_rule.ipynb #40cc08f4
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .expected_dice import ExpectedDice, keep_expected
+from .confidence import sum_by_class
+from .expected_dice import ExpectedDice, keep_classes, keep_expected
 
 # %% ../../nbs/inference/40_rule.ipynb #978ef133
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class Rule:
     threshold: least probability of a foreground pixel; None: more probable than background.
     gate: least peak probability of a class on the image. island: connected pieces of fewer pixels are removed.
     rescue: an empty image gets its likeliest class, if that peaks at this or above.
+    least: `[C]`, the share of the image that a class must cover to be kept; None: any.
     expected: keep the structures that are worth the risk; None: keep all.
     """
     threshold: float | None = None
     gate: float = 0.0
     island: int = 0
     rescue: float = 0.0
+    least: tuple[float, ...] | None = None
     expected: ExpectedDice | None = None
 
     def __str__(self):
@@ -36,6 +39,8 @@ class Rule:
             value = getattr(self, name)
             if value:
                 parts.append(f"{name} {value:g}")
+        if self.least is not None:
+            parts.append("least areas")
         if self.expected is not None:
             parts.append("expected Dice")
         return ", ".join(parts)
@@ -43,10 +48,12 @@ class Rule:
 # %% ../../nbs/inference/40_rule.ipynb #1db2b72b
 def read_rule(saved: dict) -> Rule:
     "The rule that a run's `metrics.json` holds, as `dataclasses.asdict` wrote it."
-    expected = saved.get("expected")
+    expected, least = saved.get("expected"), saved.get("least")
     if expected:
         expected = ExpectedDice(**expected | {"usual": tuple(expected["usual"])})
-    return Rule(**saved | {"expected": expected})
+    if least is not None:
+        least = tuple(least)
+    return Rule(**saved | {"expected": expected, "least": least})
 
 # %% ../../nbs/inference/40_rule.ipynb #9dff3c7e
 def background_level(
@@ -100,6 +107,13 @@ def drop_islands(label: torch.Tensor, least: int) -> torch.Tensor:
         mask[small[pieces]] = 0
     return torch.from_numpy(out).to(label.device)
 
+# %% ../../nbs/inference/40_rule.ipynb #f6620481
+def drop_scraps(label: torch.Tensor, least: tuple[float, ...]) -> torch.Tensor:
+    "uint8 `[B, H, W]` without the classes that cover a smaller share of the image than their `least` `[C]`."
+    _, height, width = label.shape
+    area = sum_by_class(torch.ones_like(label, dtype=torch.float32), label, len(least))
+    return keep_classes(label, area/(height*width) >= torch.tensor(least).to(area))
+
 # %% ../../nbs/inference/40_rule.ipynb #5fce5fec
 def rescue(
     label: torch.Tensor,
@@ -133,6 +147,8 @@ def decide(
     label = draw(candidates, background)
     if rule.island:
         label = drop_islands(label, rule.island)
+    if rule.least:
+        label = drop_scraps(label, rule.least)
     if rule.expected:
         label = keep_expected(label, prob, rule.expected)
     return rescue(label, prob, rule.rescue) if rule.rescue else label

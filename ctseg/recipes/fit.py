@@ -14,7 +14,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -37,7 +37,7 @@ from ..io.imported import imported_slicing
 from ..io.neighbours import neighbour_mm, with_neighbours
 from ..metrics.bootstrap import bootstrap_mean
 from ..metrics.evaluate import plain_value
-from ..prediction.choose import Part, choose_rule, rule_tables
+from ..prediction.choose import Part, choose_rule, least_shares, rule_tables
 from ..prediction.earlier import Earlier, earlier_runs
 from ..prediction.predictor import Predictor, load_predictor
 from ..prediction.prepare import calibrate_run
@@ -148,8 +148,11 @@ def finish(phases: Phases) -> None:
     batch_size = min(16, max(1, job.schedule.batch_size//phases.pieces))  # what training had room for
     rules = {"argmax": Rule()}
     predictor = load_predictor(job.run.folder, str(job.device)) if len(job.holdout) else None
+    if tune and not predictor:  # nobody was held out to ask whether they help
+        rule = replace(rule, least=least_shares(job.labelled))
     if tune and predictor:
-        rule, scores = choose_rule(predictor, job.holdout, each=each, batch_size=batch_size)
+        rule, scores = choose_rule(
+            predictor, job.holdout, each=each, batch_size=batch_size, outlined=job.labelled)
         facts["dice held out, argmax"] = scores[Rule()]  # both at the images' own size
         facts["dice held out, chosen rule"] = scores[rule]
         rules["chosen rule"] = rule
@@ -157,7 +160,7 @@ def finish(phases: Phases) -> None:
         facts["held out"] = held_out_facts(predictor, job.holdout, rules, each, batch_size)
     if len(np.unique(job.holdout.groups)) > 1:
         facts["calibration"] = calibrate_run(
-            job.run, job.holdout, predictor.plan, tune, each, batch_size)
+            job.run, job.holdout, predictor.plan, tune, each, batch_size, job.labelled)
     save_curves(job.run)
     write_card(job.run, facts)
     write_metrics(facts | {"rule": asdict(rule)}, job.run.folder)

@@ -56,7 +56,7 @@ GROUPS = (*CHOICES, "schedule", "data", "compute", "rule")
 
 class RuleSettings(Settings):
     "Settings of what follows the training: the choice of the decision rule."
-    tune_rule: bool = setting(True, "choose threshold and gate on the held-out slices; else argmax")
+    tune_rule: bool = setting(True, "choose the decision rule on the held-out slices; else argmax")
     least_peak: float = setting(
         0.0, "where no rule is chosen: least probability that a structure must reach somewhere to be drawn",
         low=0, high=1)

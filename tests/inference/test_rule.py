@@ -1,11 +1,15 @@
 "The steps of the decision rule that many examples must hold for."
+import json
+from dataclasses import asdict
+
 import numpy as np
 import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from ctseg.inference.rule import Rule, close_gate, decide, drop_islands, label_certainty, rescue
+from ctseg.inference.rule import (
+    Rule, close_gate, decide, drop_islands, drop_scraps, label_certainty, read_rule, rescue)
 
 
 @settings(max_examples=60, deadline=None)
@@ -19,6 +23,27 @@ def test_no_small_island_is_left_and_nothing_else_is_touched(label, least):
             for k in range(1, n + 1):
                 if (pieces == k).sum() < least: m[pieces == k] = 0
     assert np.array_equal(out, want)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrays(np.uint8, (2, 9, 8), elements=st.integers(0, 3)),
+    st.tuples(*[st.floats(0, 1, allow_nan=False) for _ in range(3)]),
+)
+def test_a_class_stays_whole_or_goes_whole(label, least):
+    out = drop_scraps(torch.from_numpy(label), least).numpy()
+    for before, after in zip(label, out):
+        for c, share in enumerate(least, 1):
+            stays = np.float32((before == c).sum()/before.size) >= np.float32(share)
+            assert np.array_equal(after == c, (before == c) & stays)
+
+
+def test_a_rule_is_read_as_it_was_written():
+    rule = Rule(0.3, least=(0.01, 0.2))
+    saved = json.loads(json.dumps(asdict(rule)))
+    assert read_rule(saved) == rule and str(rule) == "threshold 0.3, least areas"
+    older = {name: value for name, value in saved.items() if name != "least"}
+    assert read_rule(older) == Rule(0.3)
 
 
 def test_rescue_fills_empty_images_only():

@@ -1,6 +1,8 @@
 "Runs as ONNX files, asked by ONNX Runtime alone."
 import errno
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from ctseg.data.toys import toy_set
 from ctseg.inference.engine import onnx_session
 from ctseg.inference.graph import export_graph
 from ctseg.inference.loop import Member
+from ctseg.inference.rule import Rule
 from ctseg.integrations.onnx import OUTPUTS, PredictorGraph, apart_on_noise, export_onnx, write_checked
 from ctseg.losses.registry import create_loss
 from ctseg.models.missformer import BridgeLayer
@@ -64,9 +67,28 @@ def test_file_answers_as_the_runs_do(runs, names, tmp_path):
     assert json.loads(meta["classes"]) == {str(i): n for i, n in enumerate(predictor.classes.names, 1)}
 
 
+def test_least_areas_are_shares_of_an_image_of_any_size(runs, tmp_path):
+    root, slices = runs
+    run = shutil.copytree(root/"plain", tmp_path/"run")
+    metrics = json.loads((run/"metrics.json").read_text())
+    plain = load_predictor(run, "cpu")
+    threshold = float(plain.probabilities(slices.images).amax(1).median())
+    drawn = replace(plain, rule=Rule(threshold)).predict(slices.images)
+    covered = [(drawn == c).mean((1, 2)) for c in range(1, len(slices.classes) + 1)]
+    shares = [float(np.median(share)) for share in covered]
+    metrics["rule"] = {"threshold": threshold, "gate": 0, "island": 0, "rescue": 0, "least": shares}
+    write_json(metrics, run/"metrics.json")
+    (run/"checksums.json").unlink()
+    export_onnx(run, tmp_path/"run.onnx")
+    predictor = load_predictor(run, "cpu")
+    for images in (slices.images, slices.images[:, :40, :33]):
+        labels = predictor.predict(images)
+        assert (ask(tmp_path/"run.onnx", images)[1] == labels).mean() > .999
+    assert (predictor.predict(slices.images) != drawn).any()
+
+
 def test_islands_are_told(runs, tmp_path):
     root, slices = runs
-    import shutil
     run = shutil.copytree(root/"plain", tmp_path/"run")
     metrics = json.loads((run/"metrics.json").read_text())
     if not metrics.get("rule"): pytest.skip("no rule was chosen")

@@ -7,9 +7,12 @@ import torch
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.errors import InputError
+from ctseg.data.slices import SliceSet
 from ctseg.inference.rule import Rule
+from ctseg.prediction import choose
 from ctseg.prediction.choose import (
-    Part, RuleSearch, choose_rule, held_out_by, in_parts, out_of_fold, outlined_areas, smallest_area, with_islands)
+    Part, RuleSearch, choose_rule, held_out_by, in_parts, least_shares, out_of_fold, outlined_areas, smallest_area,
+    with_islands)
 from ctseg.prediction.predictor import load_predictor
 from ctseg.prediction.saved import run_spec
 from ctseg.runs.split import split_slices
@@ -84,13 +87,91 @@ def test_no_island_is_as_large_as_what_people_outline():
     assert smallest_area(nothing) == float("inf")
 
 
-def test_the_plainest_within_the_margin_is_taken():
-    search = RuleSearch(
-        [], scores={Rule(): 0.5, Rule(0.3): 0.501, Rule(0.3, island=4): 0.7, Rule(0.6): np.nan}
-    )
-    assert search.plainest([Rule(0.3), Rule()]) == Rule()
+def drawn(score: float, spread: float = 0.) -> np.ndarray:
+    "A score and what it would be under two hundred draws of the slices."
+    return np.r_[score, np.random.default_rng(0).normal(score, spread, 200)]
+
+
+def test_the_plainest_that_cannot_be_told_from_the_best_is_taken():
+    search = RuleSearch([])
+    search.drawn |= {
+        Rule(): drawn(0.5),
+        Rule(0.3): drawn(0.501),
+        Rule(0.3, island=4): drawn(0.7),
+        Rule(0.6): np.full(201, np.nan),
+        Rule(gate=0.5): drawn(0.52, spread=0.04),
+        Rule(gate=0.7): drawn(0.52, spread=0.01),
+    }
+    assert search.plainest([Rule(0.3), Rule()]) == Rule()  # within the margin
     assert search.plainest([Rule(0.3), Rule(0.3, island=4)]) == Rule(0.3, island=4)
-    assert search.plainest([Rule(0.6), Rule(0.3)]) == Rule(0.3)
+    assert search.plainest([Rule(0.6), Rule(0.3)]) == Rule(0.3)  # nothing was there to score the other
+    assert search.plainest([Rule(0.6)]) == Rule(0.6)
+    assert search.plainest([Rule(), Rule(gate=0.5)]) == Rule()  # within the standard error
+    assert search.plainest([Rule(), Rule(gate=0.7)]) == Rule(gate=0.7)
+    assert search.scores[Rule(gate=0.7)] == 0.52
+
+
+@pytest.mark.parametrize("slices, spoken_for", [(3, False), (300, True)])
+def test_a_small_gain_needs_many_slices(slices, spoken_for, monkeypatch):
+    "One rule is better by .05 of Dice in the mean of slices whose gains differ by .3."
+    gains = np.resize([-0.25, 0.05, 0.35], slices)
+    tables = np.full((2, slices, 1), 0.4)
+    tables[1, :, 0] += gains
+    monkeypatch.setattr(choose, "rule_tables", lambda *_: tables)
+    assert RuleSearch([]).plainest([Rule(), Rule(0.3)]) == (Rule(0.3) if spoken_for else Rule())
+
+
+# ---- how small a structure can be
+
+def with_areas(areas: list[int]):
+    "Annotated slices of 20x20 pixels, on which the only class covers so many pixels; 0: it is not there."
+    masks = np.stack([(np.arange(400) < area).reshape(20, 20) for area in areas]).astype(np.uint8)
+    return SliceSet(np.zeros_like(masks), masks, "all", classes=["organ"])
+
+
+def test_a_class_must_cover_half_of_what_most_of_its_outlines_exceed():
+    share, = least_shares(with_areas([40]*100 + [0]*50))
+    assert share == pytest.approx(0.5*40/400*100/105, abs=1e-6)
+    few, = least_shares(with_areas([40]*5))
+    assert few == pytest.approx(0.5*40/400/2, abs=1e-6)  # of five outlines little is known
+    spread, = least_shares(with_areas([10]*10 + [40]*90))
+    assert spread == pytest.approx(share/4, rel=0.01)  # a tenth of them are small
+    assert least_shares(with_areas([0, 0])) is None
+    unknown = replace(with_areas([40]), known=np.zeros((1, 1), bool), masks=np.zeros((1, 20, 20), np.uint8))
+    assert least_shares(unknown) is None
+
+
+def test_many_slices_are_sampled(monkeypatch):
+    every = with_areas([40]*9)
+    monkeypatch.setattr(choose, "ENOUGH", 4)
+    seen = []
+    monkeypatch.setattr(choose, "outlined_areas", lambda s: seen.append(len(s)) or outlined_areas(s))
+    assert least_shares(every) and seen == [3]
+
+
+def scraps(slices, pixels: int) -> torch.Tensor:
+    "The truth as probabilities, and on every other slice so many sure pixels of each class that is not there."
+    prob = truth_as_probability(slices)
+    absent = torch.from_numpy(~slices.present)[:, :, None, None]
+    stain = torch.zeros_like(prob)
+    stain[::2, :, 3, 5:5 + pixels] = 0.9
+    return prob + (prob == 0)*absent*stain
+
+
+def test_scraps_are_dropped_by_what_was_outlined_elsewhere():
+    slices, others = toy(12, labelled=12, every=True), toy(24, labelled=24, every=True)
+    script = Script(slices, scraps(slices, 2))
+    rule, scores = choose_rule(script, slices, outlined=others)
+    assert rule == Rule(least=least_shares(others)) and scores[rule] == 1 > scores[Rule()] + 0.1
+    without, _ = choose_rule(script, slices)
+    assert without.least is None
+
+
+def test_least_areas_that_drop_what_is_there_are_left_out():
+    slices = toy(24, labelled=24, every=True)
+    large = replace(slices, masks=np.where(slices.masks == 2, 2, np.uint8(2)))  # one class covers all
+    rule, scores = choose_rule(Script(slices, truth_as_probability(slices)), slices, outlined=large)
+    assert rule == Rule() and scores[Rule(least=least_shares(large))] < 1
 
 
 def test_a_rule_is_scored_once(monkeypatch):

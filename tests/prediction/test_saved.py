@@ -51,6 +51,10 @@ def damaged(**changes) -> dict:
     ({"rule": {"gate": None}}, "gate = None"),
     ({"rule": {"island": -3}}, "island = -3"),
     ({"rule": {"rescue": 1.5}}, "rescue = 1.5"),
+    ({"rule": {"least": [0.1, 0.1]}}, "least = (0.1, 0.1)"),  # of two classes, and there are three
+    ({"rule": {"least": [0.1, 0.1, 2]}}, "least = (0.1, 0.1, 2)"),
+    ({"rule": {"least": "0.1"}}, "least ="),
+    ({"rule": {"least": 0.1}}, "the decision rule is damaged"),
     (damaged(usual=[0.5, 0.5]), "usual = (0.5, 0.5)"),  # of two classes, and there are three
     (damaged(usual=[0.5, 0.5, None]), "usual ="),
     (damaged(peak=None), "peak = None"),

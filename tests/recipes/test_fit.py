@@ -7,6 +7,7 @@ from helpers.toys import small, tiny, toy
 
 from ctseg.core.errors import InputError
 from ctseg.inference.rule import Rule
+from ctseg.prediction.choose import least_shares
 from ctseg.prediction.predictor import load_predictor
 from ctseg.recipes.fit import fit
 
@@ -48,18 +49,14 @@ def test_a_log_gets_a_line_an_epoch(tmp_path, capsys):
 
 
 def test_without_held_out_slices_the_rule_is_the_recipes(tmp_path):
-    "And with some it is the one that was chosen."
-    given = fit(
-        toy(), tiny("masked", "fold=-1", "least_peak=0.7"), tmp_path/"given", device="cpu", progress=False
-    )
-    assert load_predictor(given.folder, "cpu").rule == Rule(gate=.7)
-    assert (
-        load_predictor(
-            fit(toy(), tiny("masked", "fold=-1"), tmp_path/"plain", device="cpu", progress=False).folder,
-            "cpu",
-        ).rule
-        == Rule()
-    )
+    "With the least areas, which need none. And with some it is the one that was chosen."
+    def rule_of(name, *settings):
+        recipe = tiny("masked", "fold=-1", *settings)
+        return load_predictor(fit(toy(), recipe, tmp_path/name, device="cpu", progress=False).folder, "cpu").rule
+    least = least_shares(toy())
+    assert rule_of("given", "least_peak=0.7") == Rule(gate=.7, least=least)
+    assert rule_of("plain") == Rule(least=least)
+    assert rule_of("untuned", "tune_rule=no") == Rule()
     chosen = fit(
         toy(), tiny("masked", "folds=3", "least_peak=0.7"), tmp_path/"chosen", device="cpu", progress=False
     )

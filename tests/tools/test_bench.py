@@ -55,9 +55,10 @@ def test_a_run_is_kept_once_with_all_that_the_notebooks_read(tmp_path, monkeypat
         assert np.isfinite(mean_dice(z["dice_argmax"])) and len(str(z["history"]).splitlines()) == 2
     assert "have" in bench.one(task)
     assert "toy-masked-s0" in bench.decisions("toy", "masked", 0, ROOT/"data_sample", tmp_path/"runs")
-    with np.load(tmp_path/"results"/"decision"/"toy-masked-s0.npz") as z:
-        np.testing.assert_array_equal(z["dice_expected"], chosen)
+    with np.load(tmp_path/"results"/"decision_least"/"toy-masked-s0.npz") as z:
+        np.testing.assert_array_equal(z["dice_chosen"], chosen)
         np.testing.assert_array_equal(z["dice_argmax"], argmax)
+        assert z["dice_least"].shape == z["dice_expected"].shape == z["dice_gated"].shape == argmax.shape
     assert "no finished run" in bench.decisions("toy", "masked", 1, ROOT/"data_sample", tmp_path/"runs")
     bench.confidences("toy", "masked", [0, 0], ROOT/"data_sample", tmp_path/"runs")
     with np.load(tmp_path/"results"/"confidence"/"toy-masked.npz") as z:
@@ -91,3 +92,17 @@ def test_the_benchmark_of_ensembles_scores_what_the_command_would_write(tmp_path
         assert {f"dice_{step}" for step in bench.STEPS} <= set(z.files)
         np.testing.assert_array_equal(z["dice_ensemble"], expected.astype(np.float32))
     with pytest.raises(SystemExit): bench.ensembles("t", "nothing", [0], data, runs)
+
+
+def test_annotation_spread_over_patients_takes_one_slice_of_each_first(tmp_path):
+    train = read_challenge(ROOT/"data_sample")
+    patients = np.unique(train.groups[train.labelled])
+    one_each = bench.spread_over_patients(train, len(patients), seed=0)
+    assert sorted(one_each.groups[one_each.labelled]) == sorted(patients)
+    assert (one_each.known <= train.known).all() and (one_each.masks[~one_each.labelled] == 0).all()
+    fewer, more = (bench.spread_over_patients(train, len(patients) + k, seed=0) for k in (-3, 3))
+    assert len(set(fewer.groups[fewer.labelled])) == fewer.labelled.sum() == len(patients) - 3
+    assert set(np.flatnonzero(one_each.labelled)) < set(np.flatnonzero(more.labelled))
+    assert np.bincount(more.groups[more.labelled]).max() == 2
+    other = bench.spread_over_patients(train, len(patients), seed=1)
+    assert (other.labelled != one_each.labelled).any()

@@ -57,6 +57,21 @@ def test_a_network_is_trained_for_so_many_steps_and_its_scores_are_kept(toy_chal
     assert 0 <= dice <= 1 and kept["dice_argmax"].shape == (len(test), len(test.classes))
 
 
+def test_a_loss_in_bfloat16_gets_float32_logits(toy_challenge, monkeypatch):
+    seen, loss_of = [], peers.monai_zeros()
+
+    def watched(logits, mask, known):
+        seen.append(logits)
+        return loss_of(logits, mask, known)
+    watching = peers.PEERS["monai-zeros"]._replace(loss=lambda: watched)
+    monkeypatch.setitem(peers.PEERS, "monai-zeros", watching)
+    for bf16 in (False, True):
+        peers.train("monai-zeros", toy_challenge[0], 1, 0, bf16)
+    exact, rounded = seen
+    assert exact.dtype == rounded.dtype == torch.float32
+    assert (rounded.bfloat16() == rounded).all() and (exact.bfloat16() != exact).any()
+
+
 @pytest.fixture
 def toy_challenge():
     from ctseg.data.toys import toy_set

@@ -48,13 +48,16 @@ def test_a_peer_learns_from_the_annotated_slices_and_gets_the_others(monkeypatch
     (annotated, unlabelled, *rest), = calls
     assert annotated.labelled.all() and len(annotated) == 12 and len(unlabelled) == 20
     assert rest == [10, 7, False]
+    with pytest.raises(SystemExit, match="leave out --bf16"):
+        semi_peers.train("torch-em-zeros", slices, 10, 7, bf16=True)
 
 
-@pytest.mark.parametrize("asked, steps", [(["--seconds", "4"], 10), (["--steps", "3"], 3)])
+@pytest.mark.parametrize("asked, steps", [(["--seconds", "4"], 10), (["--steps", "3", "--bf16"], 3)])
 def test_seconds_are_counted_in_steps(tmp_path, monkeypatch, asked, steps):
     made = []
 
-    def train(name, slices, steps, seed):
+    def train(name, slices, steps, seed, bf16):
+        assert bf16 == ("--bf16" in asked)
         made.append((name, steps, len(slices), slices.images.shape[1:]))
         return peers.monai_network(len(slices.classes) + 1).eval()
     monkeypatch.setattr(peers, "monai_network", lambda outputs: torch.nn.Conv2d(1, outputs, 1))
@@ -67,6 +70,7 @@ def test_seconds_are_counted_in_steps(tmp_path, monkeypatch, asked, steps):
     with np.load(tmp_path/"x-20-s5.npz") as kept:
         facts = json.loads(str(kept["facts"]))
         assert facts["steps"] == steps and facts["labelled"] == 20
+        assert facts["size"] == 32 and facts["bf16"] == ("--bf16" in asked)
         assert kept["dice_argmax"].shape == kept["truth"].shape
 
 

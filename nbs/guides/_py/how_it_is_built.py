@@ -167,7 +167,7 @@ Markdown("\n\n".join(f"### {folder}\n\n{listed(paths)}" for folder, paths in sec
 # | `cell_confidence`, `pixel_confidence` | in self-training, the least confidence of an accepted cell, and of a pixel in it |
 # | `second_phase` | of UniMatch: how long the phase with all images is, as a share of the first |
 # | `unlabelled_passes` | of UniMatch: that phase goes on until each unlabelled image was seen so often, up to three times the first phase |
-# | **decision rule** | how probabilities become labels: threshold, expected Dice, islands, rescue, or a gate; chosen on held-out slices |
+# | **decision rule** | how probabilities become labels: threshold, least areas, expected Dice, islands, rescue, or a gate; chosen on held-out slices |
 # | **expected Dice** | of a drawn structure: kept if its odds of being there exceed the class's usual Dice over the Dice to be expected of this outline |
 # | **argmax** | the plainest rule: the likeliest structure, or background |
 # | **silent** | a class that a network draws on no test slice |

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ctseg.inference.expected_dice import ExpectedDice, keep_expected
+from ctseg.inference.confidence import sum_by_class
+from ctseg.inference.expected_dice import ExpectedDice, keep_classes, keep_expected
 
 # %%
 #| hide
@@ -27,15 +28,16 @@ from ctseg.core.toys import toy_slices
 # %% [markdown]
 # A network gives probabilities; the challenge wants one label a pixel. What lies between is a **decision rule**. It deserves care because of the metric: a structure drawn on a slice where it is absent scores 0 for that slice, as badly as a missed one, however few pixels were invented.
 #
-# The rule has five steps, in this order. Each is off by default.
+# The rule has six steps, in this order. Each is off by default.
 #
 # * **threshold**: a pixel is foreground where its most probable structure exceeds this probability. `None` compares with the background's own probability instead, which is plain argmax.
 # * **gate**: a structure stays on a slice only if its probability reaches this value *somewhere* on the slice. The threshold asks whether this pixel is part of it; the gate asks whether it is here at all.
 # * **island**: connected pieces of fewer pixels are removed.
+# * **least**: a structure that covers less of the slice than people ever outline of its class is removed.
 # * **expected**: a structure stays only if that raises the [expected score](45_expected_dice.ipynb). It answers the gate's question by more than the peak.
 # * **rescue**: a slice left empty gets its most probable structure after all, if that reaches this value somewhere.
 #
-# All thresholds are the same for all classes: one for each class would overfit the held-out slices. [Choosing](../prediction/30_choose.ipynb) a rule uses slices that no network was trained on, and a step that does not help there stays off.
+# Thresholds are the same for all classes: one for each class would overfit the held-out slices. The least shares are one for each, since they come from what people outlined, on all annotated slices. [Choosing](../prediction/30_choose.ipynb) a rule uses slices that no network was trained on, and a step that does not help there stays off.
 
 # %%
 #| export
@@ -46,12 +48,14 @@ class Rule:
     threshold: least probability of a foreground pixel; None: more probable than background.
     gate: least peak probability of a class on the image. island: connected pieces of fewer pixels are removed.
     rescue: an empty image gets its likeliest class, if that peaks at this or above.
+    least: `[C]`, the share of the image that a class must cover to be kept; None: any.
     expected: keep the structures that are worth the risk; None: keep all.
     """
     threshold: float | None = None
     gate: float = 0.0
     island: int = 0
     rescue: float = 0.0
+    least: tuple[float, ...] | None = None
     expected: ExpectedDice | None = None
 
     def __str__(self):
@@ -60,6 +64,8 @@ class Rule:
             value = getattr(self, name)
             if value:
                 parts.append(f"{name} {value:g}")
+        if self.least is not None:
+            parts.append("least areas")
         if self.expected is not None:
             parts.append("expected Dice")
         return ", ".join(parts)
@@ -74,10 +80,12 @@ for rule in (Rule(), Rule(threshold=0.4, gate=0.8)):
 #| export
 def read_rule(saved: dict) -> Rule:
     "The rule that a run's `metrics.json` holds, as `dataclasses.asdict` wrote it."
-    expected = saved.get("expected")
+    expected, least = saved.get("expected"), saved.get("least")
     if expected:
         expected = ExpectedDice(**expected | {"usual": tuple(expected["usual"])})
-    return Rule(**saved | {"expected": expected})
+    if least is not None:
+        least = tuple(least)
+    return Rule(**saved | {"expected": expected, "least": least})
 
 
 # %%
@@ -160,7 +168,7 @@ label_certainty(two, label, "softmax").flatten()
 # %% [markdown]
 # ## Small pieces and empty images
 #
-# Two more steps are optional. `drop_islands` removes pieces of a few pixels, which are mostly noise. `rescue` draws the likeliest class on an image that would stay empty.
+# Three more steps are optional. `drop_islands` removes pieces of a few pixels, which are mostly noise. `drop_scraps` looks at all pixels of a class on the slice: where the network has drawn less of an oesophagus than anybody ever outlined, it has drawn something else, or the end of one that the next person would not outline either. `rescue` draws the likeliest class on an image that would stay empty.
 
 # %%
 #| export
@@ -181,6 +189,22 @@ def drop_islands(label: torch.Tensor, least: int) -> torch.Tensor:
 # %%
 pieces = torch.tensor([[[1, 1, 0, 2, 0, 1]]], dtype=torch.uint8)
 test_eq(drop_islands(pieces, 2).flatten().tolist(), [1, 1, 0, 0, 0, 0])
+
+
+# %%
+#| export
+def drop_scraps(label: torch.Tensor, least: tuple[float, ...]) -> torch.Tensor:
+    "uint8 `[B, H, W]` without the classes that cover a smaller share of the image than their `least` `[C]`."
+    _, height, width = label.shape
+    area = sum_by_class(torch.ones_like(label, dtype=torch.float32), label, len(least))
+    return keep_classes(label, area/(height*width) >= torch.tensor(least).to(area))
+
+
+# %% [markdown]
+# Of six pixels class 1 covers three, class 2 one. A class of which people outline a third of a slice and more is not there:
+
+# %%
+test_eq(drop_scraps(pieces, (0.5, 0.3)).flatten().tolist(), [1, 1, 0, 0, 0, 1])
 
 
 # %%
@@ -230,6 +254,8 @@ def decide(
     label = draw(candidates, background)
     if rule.island:
         label = drop_islands(label, rule.island)
+    if rule.least:
+        label = drop_scraps(label, rule.least)
     if rule.expected:
         label = keep_expected(label, prob, rule.expected)
     return rescue(label, prob, rule.rescue) if rule.rescue else label

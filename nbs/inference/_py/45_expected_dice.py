@@ -84,6 +84,19 @@ drawn_structures(label, prob)[:, 0]
 
 # %%
 #| export
+def keep_classes(label: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    "`label` `[B, H, W]` with background for the classes of an image that `keep` (bool `[B, C]`) does not keep."
+    background = torch.ones_like(keep[:, :1])
+    table = torch.cat([background, keep], 1)
+    return label*table.gather(1, label.flatten(1).long()).view_as(label)
+
+
+# %%
+keep_classes(torch.tensor([[[0, 1], [2, 1]]]), torch.tensor([[True, False]]))
+
+
+# %%
+#| export
 def keep_expected(
     label: torch.Tensor,
     prob: torch.Tensor,
@@ -92,10 +105,7 @@ def keep_expected(
     "`label` `[B, H, W]` without the structures whose odds of being there are below usual Dice over expected Dice."
     peak, area, dice = drawn_structures(label, prob)
     odds = (e.bias + e.peak*peak + e.area*area).exp()
-    worth_it = odds*dice > torch.tensor(e.usual).to(odds)
-    background = torch.ones_like(worth_it[:, :1])
-    keep = torch.cat([background, worth_it], 1)
-    return label*keep.gather(1, label.flatten(1).long()).view_as(label)
+    return keep_classes(label, odds*dice > torch.tensor(e.usual).to(odds))
 
 
 # %% [markdown]

@@ -135,6 +135,9 @@ def rule_faults(rule: Rule, classes: int) -> list[str]:
         "island": isinstance(rule.island, int) and is_number(rule.island, 0),
         "rescue": is_number(rule.rescue, 0, 1),
     }
+    if rule.least is not None:
+        shares = all(is_number(value, 0, 1) for value in rule.least)
+        fine["least"] = len(rule.least) == classes and shares
     if expected := rule.expected:
         fine |= {name: is_number(getattr(expected, name)) for name in ("bias", "peak", "area")}
         shares = all(is_number(value, 0, 1) for value in expected.usual)

@@ -88,6 +88,7 @@ def calibrate_run(
     tune_rule: bool = True, # choose a rule for the calibrated probabilities; False: the run's own
     each: Each | None = None, # goes through the batches, and may stop; None: simply
     batch_size: int = 16,
+    outlined: SliceSet | None = None, # what it learnt from, see `choose_rule`
 ) -> dict[str, Any]: # what `calibrate` found, but the points, and the rule
     "Calibrate a run on the slices it held out; a finished one keeps what is found."
     predictor = load_predictor(run.folder, plan)
@@ -96,7 +97,8 @@ def calibrate_run(
     rule = predictor.rule
     if tune_rule:
         calibrated = replace(predictor, members=[replace(member, temperature=facts["temperature"])])
-        rule, _ = choose_rule(calibrated, held_out, each=each, batch_size=batch_size)
+        rule, _ = choose_rule(
+            calibrated, held_out, each=each, batch_size=batch_size, outlined=outlined)
     write_reliability(facts, run/"reliability.csv")
     facts = {name: value for name, value in facts.items() if not name.startswith("points ")}
     facts["rule"] = asdict(rule)
@@ -148,7 +150,8 @@ def with_tuned_rule(
     "`predictor` with a rule for all its members together, and the Dice out of fold that speaks for it."
     if calibrated:
         predictor = calibrated_members(predictor, slices, batch_size)
-    rule, scores = choose_rule(predictor, out_of_fold(predictor, slices), batch_size=batch_size)
+    parts = out_of_fold(predictor, slices)
+    rule, scores = choose_rule(predictor, parts, batch_size=batch_size, outlined=slices)
     dice = {"Dice out of fold, argmax": scores[Rule()], "Dice out of fold, this rule": scores[rule]}
     return replace(predictor, rule=rule, rule_size=slices.images.shape[1:], tuned_dice=dice)
 
