@@ -296,8 +296,8 @@ def decisions(table, name, seed, data, runs, test=None):
     from ctseg.data.challenge import read_challenge
     from ctseg.inference.rule import Rule
     from ctseg.metrics.challenge import examined_dice, mean_dice
-    from ctseg.prediction.choose import (
-        THRESHOLDS, Part, RuleSearch, choose_rule, expected_rules, least_shares)
+    from ctseg.prediction.choose import THRESHOLDS, Part, RuleSearch, choose_rule, expected_rules
+    from ctseg.prediction.outlines import least_shares
     from ctseg.prediction.predictor import load_predictor, predict_masks
     from ctseg.prediction.saved import run_spec
     from ctseg.runs.folder import Run

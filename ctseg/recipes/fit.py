@@ -37,7 +37,8 @@ from ..io.imported import imported_slicing
 from ..io.neighbours import neighbour_mm, with_neighbours
 from ..metrics.bootstrap import bootstrap_mean
 from ..metrics.evaluate import plain_value
-from ..prediction.choose import Part, choose_rule, least_shares, rule_tables
+from ..prediction.choose import Part, choose_rule, rule_tables
+from ..prediction.outlines import least_shares
 from ..prediction.earlier import Earlier, earlier_runs
 from ..prediction.predictor import Predictor, load_predictor
 from ..prediction.prepare import calibrate_run

@@ -7,12 +7,11 @@ import torch
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.errors import InputError
-from ctseg.data.slices import SliceSet
 from ctseg.inference.rule import Rule
 from ctseg.prediction import choose
 from ctseg.prediction.choose import (
-    Part, RuleSearch, choose_rule, held_out_by, in_parts, least_shares, out_of_fold, outlined_areas, smallest_area,
-    with_islands)
+    Part, RuleSearch, choose_rule, held_out_by, in_parts, out_of_fold, smallest_area, with_islands)
+from ctseg.prediction.outlines import least_shares, outlined_areas
 from ctseg.prediction.predictor import load_predictor
 from ctseg.prediction.saved import run_spec
 from ctseg.runs.split import split_slices
@@ -121,33 +120,7 @@ def test_a_small_gain_needs_many_slices(slices, spoken_for, monkeypatch):
     assert RuleSearch([]).plainest([Rule(), Rule(0.3)]) == (Rule(0.3) if spoken_for else Rule())
 
 
-# ---- how small a structure can be
-
-def with_areas(areas: list[int]):
-    "Annotated slices of 20x20 pixels, on which the only class covers so many pixels; 0: it is not there."
-    masks = np.stack([(np.arange(400) < area).reshape(20, 20) for area in areas]).astype(np.uint8)
-    return SliceSet(np.zeros_like(masks), masks, "all", classes=["organ"])
-
-
-def test_a_class_must_cover_half_of_what_most_of_its_outlines_exceed():
-    share, = least_shares(with_areas([40]*100 + [0]*50))
-    assert share == pytest.approx(0.5*40/400*100/105, abs=1e-6)
-    few, = least_shares(with_areas([40]*5))
-    assert few == pytest.approx(0.5*40/400/2, abs=1e-6)  # of five outlines little is known
-    spread, = least_shares(with_areas([10]*10 + [40]*90))
-    assert spread == pytest.approx(share/4, rel=0.01)  # a tenth of them are small
-    assert least_shares(with_areas([0, 0])) is None
-    unknown = replace(with_areas([40]), known=np.zeros((1, 1), bool), masks=np.zeros((1, 20, 20), np.uint8))
-    assert least_shares(unknown) is None
-
-
-def test_many_slices_are_sampled(monkeypatch):
-    every = with_areas([40]*9)
-    monkeypatch.setattr(choose, "ENOUGH", 4)
-    seen = []
-    monkeypatch.setattr(choose, "outlined_areas", lambda s: seen.append(len(s)) or outlined_areas(s))
-    assert least_shares(every) and seen == [3]
-
+# ---- least areas
 
 def scraps(slices, pixels: int) -> torch.Tensor:
     "The truth as probabilities, and on every other slice so many sure pixels of each class that is not there."

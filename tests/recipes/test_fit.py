@@ -7,7 +7,7 @@ from helpers.toys import small, tiny, toy
 
 from ctseg.core.errors import InputError
 from ctseg.inference.rule import Rule
-from ctseg.prediction.choose import least_shares
+from ctseg.prediction.outlines import least_shares
 from ctseg.prediction.predictor import load_predictor
 from ctseg.recipes.fit import fit
 

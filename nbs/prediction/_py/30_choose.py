@@ -20,13 +20,13 @@ import numpy as np
 import torch
 
 from ctseg.core.errors import InputError
-from ctseg.data.lazy import blocks
 from ctseg.data.slices import SliceSet
 from ctseg.inference.expected_dice import drawn_structures, fit_expected_dice
 from ctseg.inference.loop import Each, over_slices
 from ctseg.inference.rule import Rule, decide
 from ctseg.metrics.bootstrap import drawn_scores
 from ctseg.metrics.challenge import examined_dice
+from ctseg.prediction.outlines import least_shares, outlined_areas
 from ctseg.prediction.predictor import Predictor, RunMember, members_of_runs
 from ctseg.prediction.saved import run_spec
 from ctseg.runs.folder import Run
@@ -275,15 +275,6 @@ print(*with_islands(Rule(0.3), 256*256), *with_rescue(Rule(0.3)), sep=" | ")
 
 # %%
 #| export
-def outlined_areas(slices: SliceSet) -> np.ndarray: # int64 [N,C]
-    "How many pixels of each class people outlined."
-    last = len(slices.classes)
-    areas = []
-    for masks in blocks(slices.masks):  # which may be larger than memory
-        for mask in masks:
-            areas.append(np.bincount(mask.ravel(), minlength=256)[1:last + 1])
-    return np.stack(areas)
-
 def smallest_area(parts: list[Part]) -> float:
     "The area of a small structure: the 5th percentile of the class where it is least; infinite without any."
     areas = np.concatenate([outlined_areas(part.slices) for part in parts])
@@ -298,47 +289,13 @@ def smallest_area(parts: list[Part]) -> float:
 # %%
 print(f"a small structure has {smallest_area(parts):.0f} pixels, a slice {parts[0].slices.images[0].size}")
 
-# %% [markdown]
-# ## How small a structure can be
-#
-# What the network draws beyond the end of an organ is mostly small: a few pixels of it on the next slice. People outline no such scraps. So every class gets a **least area**: half of what nineteen of twenty of its outlines exceed. This needs no held-out slice, and all annotated ones have a say. Of a class with few outlines less is known, so it is asked for less.
-
-# %%
-#| export
-SMALL, SHARE = 5, 0.5 # the least area is this share of this percentile of the outlined ones
-FEW = 5 # with so many outlines it is half of that
-ENOUGH = 2000 # annotated slices say it; more would take long to read
-
-def least_shares(slices: SliceSet) -> tuple[float, ...] | None: # [C]
-    "The share of a slice that a class must cover to be believed, by what people outlined; None without outlines."
-    rows = np.flatnonzero(slices.labelled)
-    rows = rows[:: max(1, -(-len(rows)//ENOUGH))]
-    if not len(rows): return None
-    areas = outlined_areas(slices[rows])
-    shares = []
-    for of_class in areas.T:
-        outlined = of_class[of_class > 0]
-        least = SHARE*np.percentile(outlined, SMALL) if len(outlined) else 0
-        trust = len(outlined)/(len(outlined) + FEW)
-        shares.append(round(float(trust*least/slices.images[0].size), 6))
-    return tuple(shares) if any(shares) else None
-
-
-# %%
-least = least_shares(slices)
-print("least pixels:", np.round(np.multiply(least, slices.images[0].size), 1))
-small = [int((of_class[of_class > 0] < share*slices.images[0].size).sum())
-         for of_class, share in zip(outlined_areas(slices).T, least)]
-print("outlines that are smaller:", small)
-assert not any(small)
-
 
 # %% [markdown]
 # ## The choice
 #
 # A complicated rule must *earn* its place: of all rules that the held-out slices cannot tell from the best we take the plainest. They cannot if the difference is within its standard error, or within a small margin. The error is that of the difference under two hundred draws of the slices, with replacement (the *one standard error rule* of Breiman, Friedman, Olshen and Stone 1984, *Classification and regression trees*). Ten slices speak for a new rule only if it gains much; with hundreds a small gain is enough.
 #
-# The least areas are not fitted to the held-out slices, so they count as plain: argmax with them is where the search begins, and they are left out only if that is clearly better. Then come thresholds and expected Dice together, then two repairs, one after the other: a least size of islands, and the rescue of empty slices. On most data these gain nothing and stay off.
+# The [least areas](25_outlines.ipynb) are not fitted to the held-out slices, so they count as plain: argmax with them is where the search begins, and they are left out only if that is clearly better. Then come thresholds and expected Dice together, then two repairs, one after the other: a least size of islands, and the rescue of empty slices. On most data these gain nothing and stay off.
 
 # %%
 #| export
@@ -361,11 +318,11 @@ class RuleSearch:
     parts: list[Part]
     each: Each | None = None # goes through the batches, and may stop; None: all in order
     batch_size: int = 16
-    drawn: dict[Rule, np.ndarray] = field(default_factory=dict) # the challenge's Dice, then under each draw
+    drawn: dict[Rule, np.ndarray] = field(default_factory=dict) # the Dice, then under each draw
 
     @property
     def scores(self) -> dict[Rule, float]:
-        "The challenge's Dice of every rule on the examined cells."
+        "The challenge's Dice of every rule."
         return {rule: float(drawn[0]) for rule, drawn in self.drawn.items()}
 
     def score(self, rules: list[Rule]):
@@ -376,7 +333,7 @@ class RuleSearch:
         self.drawn |= {rule: drawn_scores(table, None, DRAWS, seed=0) for rule, table in zip(new, tables)}
 
     def told_apart(self, rule: Rule, best: Rule) -> bool:
-        "Whether the slices show that `best` is the better one of two: by more than the standard error of that."
+        "Whether `best` is better by more than the standard error."
         apart = self.drawn[best] - self.drawn[rule]
         return not apart[0] <= max(MARGIN, np.nanstd(apart[1:]))
 
@@ -403,7 +360,7 @@ def choose_rule(
     expected: bool = True, # keep structures by expected Dice; False: by one gate for all
     each: Each | None = None, # goes through the batches, and may stop; None: all in order
     batch_size: int = 16,
-    outlined: SliceSet | None = None, # annotated slices that tell how small a structure can be; None: not asked
+    outlined: SliceSet | None = None, # annotated slices for `least_shares`; None: any area is enough
 ) -> tuple[Rule, dict[Rule, float]]: # the rule, and the score of every rule tried, argmax among them
     "The plainest rule that cannot be told from the best on held-out slices."
     parts = in_parts(predictor, held_out)

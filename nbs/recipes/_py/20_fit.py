@@ -36,7 +36,8 @@ from ctseg.io.imported import imported_slicing
 from ctseg.io.neighbours import neighbour_mm, with_neighbours
 from ctseg.metrics.bootstrap import bootstrap_mean
 from ctseg.metrics.evaluate import plain_value
-from ctseg.prediction.choose import Part, choose_rule, least_shares, rule_tables
+from ctseg.prediction.choose import Part, choose_rule, rule_tables
+from ctseg.prediction.outlines import least_shares
 from ctseg.prediction.earlier import Earlier, earlier_runs
 from ctseg.prediction.predictor import Predictor, load_predictor
 from ctseg.prediction.prepare import calibrate_run
