@@ -222,7 +222,7 @@ def finish(phases: Phases) -> None:
     batch_size = min(16, max(1, job.schedule.batch_size//phases.pieces))  # what training had room for
     rules = {"argmax": Rule()}
     predictor = load_predictor(job.run.folder, str(job.device)) if len(job.holdout) else None
-    if tune and not predictor:  # no slices to ask whether they help
+    if tune and not predictor:  # no slices say whether they help
         rule = replace(rule, least=least_shares(job.labelled))
     if tune and predictor:
         rule, scores = choose_rule(
