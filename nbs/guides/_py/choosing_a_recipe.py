@@ -128,6 +128,7 @@ models[["name", "G multiply-adds", "M parameters", "of attunet", "about"]].sort_
 # ctseg fit my_data --out runs/real --time-limit 8h30m --resume
 # ```
 #
+# * **What to annotate**: a few slices of many patients rather than all slices of few. A hundred slices of 96 patients [did more](../benchmarks/label_efficiency.ipynb#few-slices-of-many-patients) than a hundred of 13, in every training.
 # * **epochs**: 90 passes over the annotated slices is the default. If the held-out curve still rises at the end, double it before trying anything else.
 # * **image_size=128** costs a quarter and loses the small structures; fine for a first look.
 # * **batch_size**: as large as the card holds, up to 16; the loss adds up over the batch, and rare structures want company.
