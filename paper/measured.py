@@ -84,7 +84,7 @@ def load(table: Path) -> dict:
 
 def _by_rule(run, what):
     return next(run[k] for k in (f"{what}_gated", f"{what}_chosen", f"{what}_argmax") if k in run)
-# by threshold and gate, as in most runs of the tables: a table must not mix them with the expected Dice, which `fit` chooses now
+# by threshold and gate, as in most runs of the tables: a table must not mix them with the rules that `fit` chose later
 def chosen(run):
     return _by_rule(run, "dice")
 def argmax(run): return run["dice_argmax"]

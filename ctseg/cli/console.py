@@ -6,14 +6,15 @@
 __all__ = ['UsageError', 'app', 'SPEAKS', 'COMPUTES', 'VERSION', 'NEAREST', 'TIDY', 'WholeHelp',
            'first_repeated', 'OnceCommand', 'Commands', 'choose_threads', 'loading',
            'show_version', 'before_commands', 'shown', 'print_facts', 'nearest_letters',
-           'write_any_letter', 'memory_errors', 'value_of', 'setting_meant', 'usage_line',
-           'clean_end', 'our_warnings']
+           'write_any_letter', 'memory_errors', 'value_of', 'setting_meant', 'settings_left_over',
+           'usage_line', 'clean_end', 'our_warnings']
 
 # %% ../../nbs/cli/10_console.ipynb #d1dd2eef
 import codecs
 import contextlib
 import io
 import os
+import re
 import sys
 import time
 import unicodedata
@@ -228,12 +229,22 @@ def setting_meant(error, words: list[str]) -> str:
     return f"did you mean {' or '.join(typed)}?" if typed else ""
 
 # %% ../../nbs/cli/10_console.ipynb #7699781f
+def settings_left_over(message: str) -> str:
+    "What to type for settings `KEY=VALUE` that a message calls extra arguments; empty if there are none."
+    told = re.search(r"extra argument.*\(([^()]+)\)", message)
+    words = told[1].split() if told else []
+    settings = [word for word in words if re.fullmatch(r"[a-z_.]+=\S+", word)]
+    return " ".join(["write", *(f"--set {setting}" for setting in settings)]) if settings else ""
+
+# %% ../../nbs/cli/10_console.ipynb #b400e0d4
 def usage_line(error, words: Iterable[str] = ()) -> str:
     "A wrong command line, of these `words`, in one line; the whole help where nothing was typed at all."
     if type(error).__name__ == "NoArgsIsHelpError":
         return error.format_message()
     command = error.ctx.command_path if error.ctx else "ctseg"
     remedy = setting_meant(error, list(words))
+    if not remedy and command.endswith(" fit"):
+        remedy = settings_left_over(error.message)
     if remedy:
         error.possibilities, remedy = None, f"; {remedy}"  # those are like the letters only
     text = " ".join(error.format_message().split()).rstrip(".")

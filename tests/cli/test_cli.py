@@ -139,6 +139,8 @@ def test_a_run_counts_once(run, tmp_path):
     (["ftt"], "no such command 'ftt'"),
     (["fit"], "missing argument 'data' (see `ctseg fit --help`)"),
     (["fit", SAMPLE, "--out", "{new}", "--sede", "3"], "no such option: --sede (Possible options: --seed, --set) (see"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "lr=1e-3", "epochs=5", "tau=.9"], "(epochs=5 tau=.9); write --set epochs=5 --set tau=.9 (see"),
+    (["fit", SAMPLE, "more", "--out", "{new}"], "got unexpected extra argument(s) (more) (see `ctseg fit --help`)"),
     (["fit", SAMPLE, "--out", "{new}", "--epochs", "5"], "no such option: --epochs; give --set epochs=5 (see `ctseg fit --help`)"),
     (["fit", SAMPLE, "--out", "{new}", "--learning-rate", "0.1"], "no such option: --learning-rate; did you mean --set lr=0.1 or"),
     (["fit", SAMPLE, "--out", "{new}", "--gpus", "1"], "no such option: --gpus; did you mean --device? (see"),

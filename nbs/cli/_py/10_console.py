@@ -14,6 +14,7 @@ import codecs
 import contextlib
 import io
 import os
+import re
 import sys
 import time
 import unicodedata
@@ -388,6 +389,24 @@ for line, value in {"fit --lr 0.1": "0.1", "fit --lr=0.1": "0.1", "fit --lr --re
     test_eq(value_of("--lr", line.split()), value)
 
 
+# %% [markdown]
+# One `--set` takes one setting. What follows it without one of its own is told as it should be typed.
+
+# %%
+#| export
+def settings_left_over(message: str) -> str:
+    "What to type for settings `KEY=VALUE` that a message calls extra arguments; empty if there are none."
+    told = re.search(r"extra argument.*\(([^()]+)\)", message)
+    words = told[1].split() if told else []
+    settings = [word for word in words if re.fullmatch(r"[a-z_.]+=\S+", word)]
+    return " ".join(["write", *(f"--set {setting}" for setting in settings)]) if settings else ""
+
+
+# %%
+print(settings_left_over("Got unexpected extra argument(s) (lr=1e-3 epochs=40)"))
+test_eq(settings_left_over("Got unexpected extra argument(s) (data)"), "")
+
+
 # %%
 #| export
 def usage_line(error, words: Iterable[str] = ()) -> str:
@@ -396,6 +415,8 @@ def usage_line(error, words: Iterable[str] = ()) -> str:
         return error.format_message()
     command = error.ctx.command_path if error.ctx else "ctseg"
     remedy = setting_meant(error, list(words))
+    if not remedy and command.endswith(" fit"):
+        remedy = settings_left_over(error.message)
     if remedy:
         error.possibilities, remedy = None, f"; {remedy}"  # those are like the letters only
     text = " ".join(error.format_message().split()).rstrip(".")
