@@ -159,7 +159,7 @@ table.round(4).to_csv(RESULTS/"decision_rule.csv", index=False)
 #
 # Ten held-out slices do not say much: the rule that was best on them was often worse than argmax elsewhere. The **least area** of a class needs none of them. It is [half of what nineteen of twenty of its outlines exceed](../prediction/25_outlines.ipynb) on all annotated slices; what the network draws below that is dropped. And `fit` now takes another rule than argmax with least areas [only if the held-out slices tell it apart](../prediction/30_choose.ipynb#the-choice): by more than one standard error of the difference.
 #
-# Twelve finished trainings, decided anew from the same probabilities:
+# Thirteen finished trainings, decided anew from the same probabilities:
 #
 # | column | rule |
 # |---|---|
@@ -193,15 +193,19 @@ def of_run(name: str, seed: int, run: dict) -> dict:
     gains = {f"more than {way}": scores["chosen"] - scores[way] for way in ("argmax", "expected")}
     return facts | scores | gains
 
-least = pd.DataFrame([of_run(name, seed, run) for name, of_seed in decided.items() for seed, run in of_seed.items()])
+every = [(name, seed, run) for name, of_seed in decided.items() for seed, run in of_seed.items()]
+least = pd.DataFrame([of_run(*one) for one in every])
 least.sort_values("data").style.format(precision=3).hide(axis="index")
 
 # %%
 for way in ("argmax", "expected"):
     gain = least[f"more than {way}"]
     real = gain[least.data != SOURCES["phantom240"]]
-    print(f"chosen, more than {way}: mean {real.mean():+.4f} over {len(real)} trainings on real CT, "
-          f"better in {(real > 0).sum()}; with the phantom {gain.mean():+.4f}, better in {(gain > 0).sum()} of {len(gain)}")
+    print(
+        f"chosen, more than {way}: mean {real.mean():+.4f} over {len(real)} trainings on real CT, "
+        f"better in {(real > 0).sum()}; with the phantom {gain.mean():+.4f}, "
+        f"better in {(gain > 0).sum()} of {len(gain)}"
+    )
 
 
 # %% [markdown]
@@ -212,10 +216,7 @@ def of_left_out(name: str, seed: int, run: dict) -> dict:
     "The same on the slices left out."
     return {"run": f"{name}, seed {seed}"} | {way: mean_dice(run[f"rest_{way}"]) for way in WAYS}
 
-left_out = pd.DataFrame([
-    of_left_out(name, seed, run) for name, of_seed in decided.items() for seed, run in of_seed.items()
-    if "rest_argmax" in run
-])
+left_out = pd.DataFrame([of_left_out(*one) for one in every if "rest_argmax" in one[2]])
 left_out.style.format(precision=3).hide(axis="index")
 
 # %% [markdown]

@@ -142,13 +142,15 @@ many_table.style.format(precision=3, na_rep="").format("{:.0f}", na_rep="", subs
 
 # %%
 large = {name.removesuffix("-213"): of_seed for name, of_seed in load(Path("results/peers_large")).items()}
-large |= {f"marginal-log, {network}": {0: of_seed[0]} for network, of_seed in load(Path("results/large")).items()}
+for network, of_seed in load(Path("results/large")).items():
+    large[f"marginal-log, {network}"] = {0: of_seed[0]}
 OURS = "marginal-log, lite0"
 
 def of_large(name: str) -> dict:
     "Dice by argmax, the processor time, and what ctseg with the same encoder has more."
     run = large[name][0]
-    row = {"row": name, "Dice": mean_dice(argmax(run)), "processor seconds": run["facts"]["processor_seconds"]}
+    seconds = run["facts"]["processor_seconds"]
+    row = {"row": name, "Dice": mean_dice(argmax(run)), "processor seconds": seconds}
     if name == OURS: return row
     more = compare(large, OURS, name, argmax)
     return row | {f"{OURS}, more": more["difference"], "low": more["low"], "high": more["high"]}
