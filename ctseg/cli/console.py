@@ -6,8 +6,8 @@
 __all__ = ['UsageError', 'app', 'SPEAKS', 'COMPUTES', 'VERSION', 'NEAREST', 'TIDY', 'WholeHelp',
            'first_repeated', 'OnceCommand', 'Commands', 'choose_threads', 'loading',
            'show_version', 'before_commands', 'shown', 'print_facts', 'nearest_letters',
-           'write_any_letter', 'memory_errors', 'value_of', 'setting_meant', 'settings_left_over',
-           'usage_line', 'clean_end', 'our_warnings']
+           'write_any_letter', 'memory_errors', 'value_of', 'setting_meant', 'usage_line',
+           'clean_end', 'our_warnings']
 
 # %% ../../nbs/cli/10_console.ipynb #d1dd2eef
 import codecs
@@ -229,7 +229,7 @@ def setting_meant(error, words: list[str]) -> str:
     return f"did you mean {' or '.join(typed)}?" if typed else ""
 
 # %% ../../nbs/cli/10_console.ipynb #7699781f
-def settings_left_over(message: str) -> str:
+def _settings_left_over(message: str) -> str:
     "What to type for settings `KEY=VALUE` that a message calls extra arguments; empty if there are none."
     told = re.search(r"extra argument.*\(([^()]+)\)", message)
     words = told[1].split() if told else []
@@ -244,7 +244,7 @@ def usage_line(error, words: Iterable[str] = ()) -> str:
     command = error.ctx.command_path if error.ctx else "ctseg"
     remedy = setting_meant(error, list(words))
     if not remedy and command.endswith(" fit"):
-        remedy = settings_left_over(error.message)
+        remedy = _settings_left_over(error.message)
     if remedy:
         error.possibilities, remedy = None, f"; {remedy}"  # those are like the letters only
     text = " ".join(error.format_message().split()).rstrip(".")

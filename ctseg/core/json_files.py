@@ -86,6 +86,7 @@ def finite_only(value):
         return [finite_only(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
+# %% ../../nbs/core/11_json_files.ipynb #df5fe57c
 def write_json(value, path: str | Path, indent: int | None = 1) -> None:
     "Write a value as JSON, whole or not at all; numbers that are NaN or infinite become null."
     text = json.dumps(finite_only(value), indent=indent, allow_nan=False)

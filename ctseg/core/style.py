@@ -20,6 +20,7 @@ def grey_rgb(
     grey = np.asarray(image).clip(0, 255).astype(np.uint8)
     return np.repeat(grey[..., None], 3, -1)
 
+# %% ../../nbs/core/45_style.ipynb #c45a4b1d
 def overlay(
     image: np.ndarray, # [H,W], 0 is black and 255 white
     mask: np.ndarray, # integers [H,W], 0 is background

@@ -121,6 +121,7 @@ def take(pixels, index):
         return LazyPixels(pixels.source, np.atleast_1d(pixels.rows[index]))
     return pixels[index]
 
+# %% ../../nbs/data/08_lazy.ipynb #7dee3468
 def kept_where(
     pixels, # uint8 [N,H,W]
     keep: np.ndarray, # bool [N]

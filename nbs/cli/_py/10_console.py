@@ -394,7 +394,7 @@ for line, value in {"fit --lr 0.1": "0.1", "fit --lr=0.1": "0.1", "fit --lr --re
 
 # %%
 #| export
-def settings_left_over(message: str) -> str:
+def _settings_left_over(message: str) -> str:
     "What to type for settings `KEY=VALUE` that a message calls extra arguments; empty if there are none."
     told = re.search(r"extra argument.*\(([^()]+)\)", message)
     words = told[1].split() if told else []
@@ -403,8 +403,8 @@ def settings_left_over(message: str) -> str:
 
 
 # %%
-print(settings_left_over("Got unexpected extra argument(s) (lr=1e-3 epochs=40)"))
-test_eq(settings_left_over("Got unexpected extra argument(s) (data)"), "")
+print(_settings_left_over("Got unexpected extra argument(s) (lr=1e-3 epochs=40)"))
+test_eq(_settings_left_over("Got unexpected extra argument(s) (data)"), "")
 
 
 # %%
@@ -416,7 +416,7 @@ def usage_line(error, words: Iterable[str] = ()) -> str:
     command = error.ctx.command_path if error.ctx else "ctseg"
     remedy = setting_meant(error, list(words))
     if not remedy and command.endswith(" fit"):
-        remedy = settings_left_over(error.message)
+        remedy = _settings_left_over(error.message)
     if remedy:
         error.possibilities, remedy = None, f"; {remedy}"  # those are like the letters only
     text = " ".join(error.format_message().split()).rstrip(".")

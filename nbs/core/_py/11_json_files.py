@@ -123,6 +123,13 @@ def finite_only(value):
         return [finite_only(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
+
+# %%
+test_eq(finite_only({"loss": (float("nan"), .5)}), {"loss": [None, .5]})
+
+
+# %%
+#| export
 def write_json(value, path: str | Path, indent: int | None = 1) -> None:
     "Write a value as JSON, whole or not at all; numbers that are NaN or infinite become null."
     text = json.dumps(finite_only(value), indent=indent, allow_nan=False)

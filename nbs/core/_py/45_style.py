@@ -39,6 +39,13 @@ def grey_rgb(
     grey = np.asarray(image).clip(0, 255).astype(np.uint8)
     return np.repeat(grey[..., None], 3, -1)
 
+
+# %%
+print(grey_rgb(np.array([[0, 300]])))
+
+
+# %%
+#| export
 def overlay(
     image: np.ndarray, # [H,W], 0 is black and 255 white
     mask: np.ndarray, # integers [H,W], 0 is background

@@ -203,6 +203,14 @@ def take(pixels, index):
         return LazyPixels(pixels.source, np.atleast_1d(pixels.rows[index]))
     return pixels[index]
 
+
+# %%
+two = take(lazy, [4, 8])
+print(two)
+
+
+# %%
+#| export
 def kept_where(
     pixels, # uint8 [N,H,W]
     keep: np.ndarray, # bool [N]
@@ -220,9 +228,8 @@ def blank_like(pixels):
 
 
 # %%
-two = take(lazy, [4, 8])
 erased = kept_where(two, np.array([False, True]))
-print(two, erased.rows, blank_like(two).rows)
+print(erased.rows, blank_like(two).rows)
 test_eq(np.asarray(erased)[:, 0, 0], [0, 8])
 
 
