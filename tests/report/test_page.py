@@ -112,13 +112,14 @@ def test_no_person_no_place_no_date(tmp_path):
 def test_nothing_escapes(tmp_path):
     evil = '"></script><img src=x onerror=alert(1)>'
     slices = replace(toy(32, labelled=24), classes=ClassMap.from_names([evil, "<b>disc", "bar & 'co'"]))
-    run = fake_run(tmp_path/"run", slices, rule=SEES)
-    spec = json.loads((run/"recipe.json").read_text())
-    spec["recipe"] |= {"name": evil, "about": evil}
-    write_json(spec, run/"recipe.json")
+    run, other = (fake_run(tmp_path/name, slices, seed, rule=SEES) for seed, name in enumerate(["run", "other"]))
+    for one in (run, other):
+        spec = json.loads((one/"recipe.json").read_text())
+        spec["recipe"] |= {"name": evil, "about": evil}
+        write_json(spec, one/"recipe.json")
     for page in (
         report(run.folder, slices, plan=CPU),
-        report_comparison([run.folder, run.folder], slices, plan=CPU)[0],
+        report_comparison([run.folder, other.folder], slices, plan=CPU)[0],
     ):
         text = page.read_text()
         assert (

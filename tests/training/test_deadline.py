@@ -68,8 +68,8 @@ def test_stopped_while_the_rule_is_chosen(tmp_path, monkeypatch):
     monkeypatch.setattr(
         ctseg.recipes.fit,
         "choose_rule",
-        lambda *a, each, batch_size: choose(
-            *a, batch_size=batch_size, each=lambda items: Deadline(0).each([*items]*2, "here")
+        lambda *a, each, **options: choose(
+            *a, **options, each=lambda items: Deadline(0).each([*items]*2, "here")
         ),
     )
     with pytest.raises(Stopped, match="time limit: stopped here"):

@@ -300,7 +300,7 @@ def _read_examined(path: Path, classes: ClassMap, stems: Collection[str]) -> dic
 
 # %%
 write_json({"007.png": ["liver"], "008": []}, work/"annotated.json")
-print(_read_examined(work/"annotated.json", two))
+print(_read_examined(work/"annotated.json", two, {"007", "008"}))
 
 
 # %%
