@@ -227,6 +227,20 @@ def decisions(folder: Path) -> list[dict]:
         )
     return sorted(found, key=lambda r: (list(DECIDED.values()).index(r["where"]), -r["expected"]))
 
+def least_areas(folder: Path) -> dict:
+    "What the rule that `fit` takes now is worth over argmax and over expected Dice, one training at a time."
+    found = {}
+    every = [(name, run) for name, of_seed in load(folder).items() for run in of_seed.values()]
+    for where in ("real", "phantom"):
+        runs = [run for name, run in every if name.startswith("phantom") == (where == "phantom")]
+        if not runs: return {}
+        found[where] = {"trainings": len(runs)}
+        for way in ("argmax", "expected"):
+            gains = [mean_dice(run["dice_chosen"]) - mean_dice(run[f"dice_{way}"]) for run in runs]
+            found[where][way] = {"difference": float(np.mean(gains)), "wins": int(np.sum(np.array(gains) > 0))}
+    return found
+
+
 def phases(by_seed) -> list[dict]:
     "Mean held-out Dice at the end of each phase of a recipe."
     last = [{r["phase"]: float(r["dice"]) for r in history(run)} for run in by_seed.values() if history(run)]
@@ -432,6 +446,7 @@ def collect(results: Path = RESULTS) -> dict:
             confidence=confidence(results/"confidence"),
             decisions=decisions(results/"decision"),
             second_opinion=decisions(results/"decision_other"),
+            least_areas=least_areas(results/"decision_least"),
             beyond=beyond(results),
             claim=json.loads(claim.read_text()) if claim.exists() else None,
         )
