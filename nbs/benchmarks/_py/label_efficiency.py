@@ -124,7 +124,7 @@ def by_spread(row: str) -> dict:
 pd.DataFrame([by_spread(row) for row in both]).style.format(precision=3).hide(axis="index")
 
 # %% [markdown]
-# Slices of many patients are worth more, in every seed: .035 without unlabelled slices and .015 with them, which is what a quarter more slices would bring. `ctseg` gains less, since the unlabelled slices show it the other patients anyway. Its three trainings agree better, too: no draw of 13 patients is a lucky one. The interval is over the test patients.
+# Slices of many patients are worth more, in every seed: .035 without unlabelled slices and .015 with them, which is what about half as many slices more would bring. `ctseg` gains less, since the unlabelled slices show it the other patients anyway. Its three trainings agree better, too: no draw of 13 patients is a lucky one. The interval is over the test patients.
 #
 # With [the rule that `fit` takes now](decision_rule.ipynb#least-areas):
 
