@@ -84,30 +84,27 @@ def areas(masks: dict, classes: int) -> dict:
 
 
 def left_out(train, labelled: int, seed: int):
-    "The annotated slices of patients whose annotation the setting `labelled` leaves out."
+    """Positions of the annotated slices of patients whose annotation the setting `labelled` leaves out: choices
+    are made on these, so that the test slices only judge."""
     import numpy as np
     from ctseg.data.splits import select_labelled
     kept = select_labelled(train, labelled, seed).labelled
-    return train[train.labelled & ~np.isin(train.groups, train.groups[kept])]
+    return np.flatnonzero(train.labelled & ~np.isin(train.groups, train.groups[kept]))
 
 
 def on_left_out(train, labelled, seed, predictor, rules) -> dict:
-    """Dice of each (annotated slice, class) whose patient the setting `labelled` leaves out, by argmax and by
-    the chosen rule: choices are made on these, so that the test slices only judge. NaN where nothing is
-    known."""
+    """Dice of each (annotated slice, class) by argmax and by the chosen rule where `left_out` has it, else NaN;
+    NaN too where nothing is known."""
     import numpy as np
-    from ctseg.data.splits import select_labelled
-    from ctseg.metrics.challenge import dice_table
+    from ctseg.metrics.challenge import examined_dice
     from ctseg.prediction.predictor import predict_masks
-    kept = select_labelled(train, labelled, seed).labelled
-    rest = np.flatnonzero(train.labelled & ~np.isin(train.groups, train.groups[kept]))  # of other patients
+    rest = left_out(train, labelled, seed)
     at = np.searchsorted(np.flatnonzero(train.labelled), rest)
     some = {rule: rules[rule] for rule in ("argmax", "chosen") if rule in rules}
     keep = {"rest_groups": train.groups[train.labelled]}
     for rule, drawn in zip(some, predict_masks(predictor, train.images[rest], list(some.values()))):
         table = np.full((train.labelled.sum(), len(train.classes)), np.nan, np.float32)
-        found = dice_table(drawn, train.masks[rest], len(train.classes))
-        table[at] = np.where(train.known[rest], found, np.nan)
+        table[at] = examined_dice(drawn, train[rest])
         keep[f"rest_{rule}"] = table
     return keep
 
@@ -289,7 +286,7 @@ def decisions(table, name, seed, data, runs, test=None):
     """A finished run's test slices, decided in several ways from the same probabilities; the rules from the
     slices that the run held out. `test`: another folder, whose test slices are taken.
 
-    argmax; gated: by one gate for all classes; expected: the best of the rules with expected Dice; least: by
+    argmax; expected: the best of the rules with expected Dice; least: by
     least areas alone; chosen: as `fit` chooses."""
     import numpy as np, torch
     from ctseg.core.device import pick_device
@@ -314,7 +311,6 @@ def decisions(table, name, seed, data, runs, test=None):
     search.score(by_expected)
     rules = {
         "argmax": Rule(),
-        "gated": choose_rule(predictor, job.holdout, expected=False)[0],
         "expected": max(by_expected, key=search.scores.get),
         "least": Rule(least=least_shares(job.labelled)),
         "chosen": choose_rule(predictor, job.holdout, outlined=job.labelled)[0],
@@ -326,7 +322,7 @@ def decisions(table, name, seed, data, runs, test=None):
     keep = {f"dice_{k}": table for k, table in zip(rules, score(test))}
     means = {k: round(mean_dice(table), 4) for k, table in keep.items()}
     if labelled := recipe.value("labelled"):
-        rest = left_out(train, labelled, seed)
+        rest = train[left_out(train, labelled, seed)]
         keep |= {f"rest_{k}": table for k, table in zip(rules, score(rest))} | {"rest_groups": rest.groups}
     target = RESULTS/("decision_least_other" if other else "decision_least")/f"{table}-{name}-s{seed}.npz"
     facts = {"rules": {k: asdict(v) for k, v in rules.items()}, "held out": len(job.holdout)}

@@ -58,7 +58,7 @@ def test_a_run_is_kept_once_with_all_that_the_notebooks_read(tmp_path, monkeypat
     with np.load(tmp_path/"results"/"decision_least"/"toy-masked-s0.npz") as z:
         np.testing.assert_array_equal(z["dice_chosen"], chosen)
         np.testing.assert_array_equal(z["dice_argmax"], argmax)
-        assert z["dice_least"].shape == z["dice_expected"].shape == z["dice_gated"].shape == argmax.shape
+        assert z["dice_least"].shape == z["dice_expected"].shape == argmax.shape
     assert "no finished run" in bench.decisions("toy", "masked", 1, ROOT/"data_sample", tmp_path/"runs")
     bench.confidences("toy", "masked", [0, 0], ROOT/"data_sample", tmp_path/"runs")
     with np.load(tmp_path/"results"/"confidence"/"toy-masked.npz") as z:
