@@ -6,8 +6,8 @@
 __all__ = ['UsageError', 'app', 'SPEAKS', 'COMPUTES', 'VERSION', 'NEAREST', 'TIDY', 'WholeHelp',
            'first_repeated', 'OnceCommand', 'Commands', 'choose_threads', 'loading',
            'show_version', 'before_commands', 'shown', 'print_facts', 'nearest_letters',
-           'write_any_letter', 'memory_errors', 'value_of', 'setting_meant', 'usage_line',
-           'clean_end', 'our_warnings']
+           'write_any_letter', 'memory_errors', 'value_of', 'setting_meant', 'extra_meant',
+           'usage_line', 'clean_end', 'our_warnings']
 
 # %% ../../nbs/cli/10_console.ipynb #d1dd2eef
 import codecs
@@ -229,12 +229,27 @@ def setting_meant(error, words: list[str]) -> str:
     return f"did you mean {' or '.join(typed)}?" if typed else ""
 
 # %% ../../nbs/cli/10_console.ipynb #7699781f
-def _settings_left_over(message: str) -> str:
-    "What to type for settings `KEY=VALUE` that a message calls extra arguments; empty if there are none."
-    told = re.search(r"extra argument.*\(([^()]+)\)", message)
-    words = told[1].split() if told else []
-    settings = [word for word in words if re.fullmatch(r"[a-z_.]+=\S+", word)]
-    return " ".join(["write", *(f"--set {setting}" for setting in settings)]) if settings else ""
+def _typed_again(words: list[str], extra: list[str], repeated: set[str]) -> str:
+    "What to type for words that are left `extra` on a line of `words`, if an option that may be `repeated` is meant; else empty."
+    option = value = ""
+    for word in words[:words.index(extra[0])] if extra[0] in words else []:
+        if word.startswith("--"): option, _, value = word.partition("=")
+        else: value = word
+    if "--set" in repeated and all(re.fullmatch(r"[a-z_.]+=\S+", word) for word in extra):
+        option = "--set"
+    elif option == "--set" and "=" not in value and len(extra) == 1:  # a blank in place of =
+        extra = [f"{value}={extra[0]}"]
+    if option not in repeated: return ""
+    return " ".join(["write", *(f"{option} {word}" for word in extra)])
+
+
+def extra_meant(error, words: list[str]) -> str:
+    "What to type in place of extra arguments, see `_typed_again`; empty for another error."
+    told = re.search(r"extra argument.*\(([^()]+)\)", error.message)
+    if told is None or error.ctx is None: return ""
+    options = [option for option in error.ctx.command.params if getattr(option, "multiple", False)]
+    repeated = {name for option in options for name in option.opts}
+    return _typed_again(words, told[1].split(), repeated)
 
 # %% ../../nbs/cli/10_console.ipynb #b400e0d4
 def usage_line(error, words: Iterable[str] = ()) -> str:
@@ -242,9 +257,7 @@ def usage_line(error, words: Iterable[str] = ()) -> str:
     if type(error).__name__ == "NoArgsIsHelpError":
         return error.format_message()
     command = error.ctx.command_path if error.ctx else "ctseg"
-    remedy = setting_meant(error, list(words))
-    if not remedy and command.endswith(" fit"):
-        remedy = _settings_left_over(error.message)
+    remedy = setting_meant(error, list(words)) or extra_meant(error, list(words))
     if remedy:
         error.possibilities, remedy = None, f"; {remedy}"  # those are like the letters only
     text = " ".join(error.format_message().split()).rstrip(".")

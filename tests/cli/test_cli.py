@@ -63,13 +63,16 @@ def test_a_perfect_submission_scores_one(tmp_path):
     )
 
 
-def test_a_run_counts_once(run, tmp_path):
+def test_two_runs_are_averaged_as_probabilities_and_a_run_counts_once(run, tmp_path):
     from ctseg.prediction.predictor import load_predictor
     (tmp_path/"link").symlink_to(run)
     for again in (run, f"{run}/.", tmp_path/"link"):
         with pytest.raises(InputError, match="given twice"): load_predictor([run, again])
     copy = shutil.copytree(run, tmp_path/"copy")
-    with pytest.warns(UserWarning, match="has the weights of .*: one is a copy"): load_predictor([run, copy])
+    with pytest.warns(UserWarning, match="has the weights of .*: one is a copy"):
+        one, two = load_predictor(run), load_predictor([run, copy])
+    images = read_challenge(SAMPLE, "test").images[:1]
+    assert np.allclose(one.probabilities(images), two.probabilities(images), atol=1e-6)
 
 
 @pytest.mark.parametrize("args, says", [
@@ -140,6 +143,9 @@ def test_a_run_counts_once(run, tmp_path):
     (["fit"], "missing argument 'data' (see `ctseg fit --help`)"),
     (["fit", SAMPLE, "--out", "{new}", "--sede", "3"], "no such option: --sede (Possible options: --seed, --set) (see"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "lr=1e-3", "epochs=5", "tau=.9"], "(epochs=5 tau=.9); write --set epochs=5 --set tau=.9 (see"),
+    (["fit", SAMPLE, "--out", "{new}", "epochs=5"], "(epochs=5); write --set epochs=5 (see"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "lr", "1e-3"], "(1e-3); write --set lr=1e-3 (see"),
+    (["fit", SAMPLE, "--out", "{new}", "--plugin", "a.py", "b.py", "c.py"], "write --plugin b.py --plugin c.py (see"),
     (["fit", SAMPLE, "more", "--out", "{new}"], "got unexpected extra argument(s) (more) (see `ctseg fit --help`)"),
     (["fit", SAMPLE, "--out", "{new}", "--epochs", "5"], "no such option: --epochs; give --set epochs=5 (see `ctseg fit --help`)"),
     (["fit", SAMPLE, "--out", "{new}", "--learning-rate", "0.1"], "no such option: --learning-rate; did you mean --set lr=0.1 or"),

@@ -390,21 +390,41 @@ for line, value in {"fit --lr 0.1": "0.1", "fit --lr=0.1": "0.1", "fit --lr --re
 
 
 # %% [markdown]
-# One `--set` takes one setting. What follows it without one of its own is told as it should be typed.
+# An option that may be given several times takes one value each time. What is left over behind one is told as it should be typed.
 
 # %%
 #| export
-def _settings_left_over(message: str) -> str:
-    "What to type for settings `KEY=VALUE` that a message calls extra arguments; empty if there are none."
-    told = re.search(r"extra argument.*\(([^()]+)\)", message)
-    words = told[1].split() if told else []
-    settings = [word for word in words if re.fullmatch(r"[a-z_.]+=\S+", word)]
-    return " ".join(["write", *(f"--set {setting}" for setting in settings)]) if settings else ""
+def _typed_again(words: list[str], extra: list[str], repeated: set[str]) -> str:
+    "What to type for words that are left `extra` on a line of `words`, if an option that may be `repeated` is meant; else empty."
+    option = value = ""
+    for word in words[:words.index(extra[0])] if extra[0] in words else []:
+        if word.startswith("--"): option, _, value = word.partition("=")
+        else: value = word
+    if "--set" in repeated and all(re.fullmatch(r"[a-z_.]+=\S+", word) for word in extra):
+        option = "--set"
+    elif option == "--set" and "=" not in value and len(extra) == 1:  # a blank in place of =
+        extra = [f"{value}={extra[0]}"]
+    if option not in repeated: return ""
+    return " ".join(["write", *(f"{option} {word}" for word in extra)])
+
+
+def extra_meant(error, words: list[str]) -> str:
+    "What to type in place of extra arguments, see `_typed_again`; empty for another error."
+    told = re.search(r"extra argument.*\(([^()]+)\)", error.message)
+    if told is None or error.ctx is None: return ""
+    options = [option for option in error.ctx.command.params if getattr(option, "multiple", False)]
+    repeated = {name for option in options for name in option.opts}
+    return _typed_again(words, told[1].split(), repeated)
 
 
 # %%
-print(_settings_left_over("Got unexpected extra argument(s) (lr=1e-3 epochs=40)"))
-test_eq(_settings_left_over("Got unexpected extra argument(s) (data)"), "")
+for line, extra in {
+    "fit data --set lr=1e-3 epochs=40": "epochs=40",
+    "fit data --set lr 1e-3": "1e-3",
+    "fit data --plugin a.py b.py": "b.py",
+    "fit data more --plugin a.py": "more",
+}.items():
+    print(f"{line:<35}", _typed_again(line.split(), [extra], {"--set", "--plugin"}))
 
 
 # %%
@@ -414,9 +434,7 @@ def usage_line(error, words: Iterable[str] = ()) -> str:
     if type(error).__name__ == "NoArgsIsHelpError":
         return error.format_message()
     command = error.ctx.command_path if error.ctx else "ctseg"
-    remedy = setting_meant(error, list(words))
-    if not remedy and command.endswith(" fit"):
-        remedy = _settings_left_over(error.message)
+    remedy = setting_meant(error, list(words)) or extra_meant(error, list(words))
     if remedy:
         error.possibilities, remedy = None, f"; {remedy}"  # those are like the letters only
     text = " ".join(error.format_message().split()).rstrip(".")

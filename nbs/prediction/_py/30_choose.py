@@ -391,6 +391,7 @@ for threshold in THRESHOLDS:
 ax.axhline(scores[rule], color="0.3", ls=":", label=f"chosen: {rule}")
 ax.set(xlabel="gate", ylabel="Dice, held-out cells", title="rules with a gate, and the chosen one")
 ax.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, .5))
+assert scores[rule] >= scores[Rule()] - MARGIN
 
 # %%
 #| hide
