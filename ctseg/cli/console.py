@@ -6,8 +6,8 @@
 __all__ = ['UsageError', 'app', 'SPEAKS', 'COMPUTES', 'VERSION', 'NEAREST', 'TIDY', 'WholeHelp',
            'first_repeated', 'OnceCommand', 'Commands', 'choose_threads', 'loading',
            'show_version', 'before_commands', 'shown', 'print_facts', 'nearest_letters',
-           'write_any_letter', 'memory_errors', 'value_of', 'setting_meant', 'extra_meant',
-           'usage_line', 'clean_end', 'our_warnings']
+           'write_any_letter', 'memory_errors', 'value_of', 'setting_meant', 'usage_line',
+           'clean_end', 'our_warnings']
 
 # %% ../../nbs/cli/10_console.ipynb #d1dd2eef
 import codecs
@@ -243,7 +243,7 @@ def _typed_again(words: list[str], extra: list[str], repeated: set[str]) -> str:
     return " ".join(["write", *(f"{option} {word}" for word in extra)])
 
 
-def extra_meant(error, words: list[str]) -> str:
+def _extra_meant(error, words: list[str]) -> str:
     "What to type in place of extra arguments, see `_typed_again`; empty for another error."
     told = re.search(r"extra argument.*\(([^()]+)\)", error.message)
     if told is None or error.ctx is None: return ""
@@ -257,7 +257,7 @@ def usage_line(error, words: Iterable[str] = ()) -> str:
     if type(error).__name__ == "NoArgsIsHelpError":
         return error.format_message()
     command = error.ctx.command_path if error.ctx else "ctseg"
-    remedy = setting_meant(error, list(words)) or extra_meant(error, list(words))
+    remedy = setting_meant(error, list(words)) or _extra_meant(error, list(words))
     if remedy:
         error.possibilities, remedy = None, f"; {remedy}"  # those are like the letters only
     text = " ".join(error.format_message().split()).rstrip(".")

@@ -408,7 +408,7 @@ def _typed_again(words: list[str], extra: list[str], repeated: set[str]) -> str:
     return " ".join(["write", *(f"{option} {word}" for word in extra)])
 
 
-def extra_meant(error, words: list[str]) -> str:
+def _extra_meant(error, words: list[str]) -> str:
     "What to type in place of extra arguments, see `_typed_again`; empty for another error."
     told = re.search(r"extra argument.*\(([^()]+)\)", error.message)
     if told is None or error.ctx is None: return ""
@@ -434,7 +434,7 @@ def usage_line(error, words: Iterable[str] = ()) -> str:
     if type(error).__name__ == "NoArgsIsHelpError":
         return error.format_message()
     command = error.ctx.command_path if error.ctx else "ctseg"
-    remedy = setting_meant(error, list(words)) or extra_meant(error, list(words))
+    remedy = setting_meant(error, list(words)) or _extra_meant(error, list(words))
     if remedy:
         error.possibilities, remedy = None, f"; {remedy}"  # those are like the letters only
     text = " ".join(error.format_message().split()).rstrip(".")
