@@ -16,7 +16,7 @@ from typing import Any
 from ..core.anatomy import ClassMap
 from ..core.errors import InputError
 from ..core.json_files import read_json
-from ..core.schema import fields, fit_schema, listed, mapped, maybe, number, short, text
+from ..core.schema import COUNT, fields, fit_schema, listed, mapped, maybe, number, short, text
 from ..inference.expected_dice import ExpectedDice
 from ..inference.rule import Rule, read_rule
 from ..runs.folder import Run, check_begun, check_weights, read_spec
@@ -114,12 +114,12 @@ class SavedMetrics:
     facts: dict[str, Any] = field(default_factory=dict)  # the whole file
 
 HELD_OUT = fields({}, {
-    "slices": number(0, whole=True), "groups": number(0, whole=True), "level": number(0, 1),
+    "slices": COUNT, "groups": COUNT, "level": number(0, 1),
     "intervals": mapped(listed(maybe(number(0, 1)), 2)),
 })
 METRICS = fields({}, {
     "held out": maybe(HELD_OUT),
-    "phases": listed(text), "epochs": number(0, whole=True),
+    "phases": listed(text), "epochs": COUNT,
     "dice held out, argmax": maybe(number(0, 1)), "dice held out, chosen rule": maybe(number(0, 1)),
 })
 

@@ -15,9 +15,8 @@ from torch import nn
 
 from ..core.errors import InputError
 from ..core.parallel import must_be_alike, rank
-from ..core.schema import anything, fields, listed, number
+from ..core.schema import COUNT, anything, fields, listed, number
 from ..models.base import place
-from .contents import COUNT
 from .folder import Run, write_rows
 from .job import Job
 from .notes import EpochNotes, Watcher, device_in_words

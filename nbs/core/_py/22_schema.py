@@ -82,6 +82,8 @@ def number(low: float = -math.inf, high: float = math.inf, whole: bool = False) 
             raise Unexpected(value, expected)
     return check
 
+COUNT = number(0, whole=True)
+
 
 # %%
 #| export
@@ -107,7 +109,7 @@ def maybe(schema: Schema) -> Schema:
 # %%
 for schema, value in (
     (number(0, 1), 1.5),
-    (number(0, whole=True), True),
+    (COUNT, True),
     (number(), "7"),
     (text, "a\nb"),
     (truth, 1),

@@ -33,7 +33,7 @@ from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.paths import refuse_existing, refuse_special, refuse_unread
 from ctseg.core.schema import (
-    HOW_CUT, SPAN, anything, fields, fit_schema, listed, mapped, maybe, number, text,
+    COUNT, HOW_CUT, SPAN, anything, fields, fit_schema, listed, mapped, maybe, text,
 )
 from ctseg.data.lazy import LazyPixels, blocks, pack_seen, seen_values, take
 from ctseg.data.slices import SliceSet, content_hash
@@ -226,7 +226,6 @@ def write_store(
 # %%
 #| export
 MAKE_AGAIN = "make the store again"
-COUNT = number(0, whole=True)
 _PAIR = listed(anything, 2)
 OF_CLASSES = fields({"names": listed(text), "pairs": listed(listed(COUNT, 2)), "unions": listed(_PAIR)})
 PARTS = fields({name: COUNT for name in PIXELS})

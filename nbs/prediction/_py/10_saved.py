@@ -18,7 +18,7 @@ from typing import Any
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.errors import InputError
 from ctseg.core.json_files import read_json
-from ctseg.core.schema import fields, fit_schema, listed, mapped, maybe, number, short, text
+from ctseg.core.schema import COUNT, fields, fit_schema, listed, mapped, maybe, number, short, text
 from ctseg.inference.expected_dice import ExpectedDice
 from ctseg.inference.rule import Rule, read_rule
 from ctseg.runs.folder import Run, check_begun, check_weights, read_spec
@@ -219,12 +219,12 @@ class SavedMetrics:
     facts: dict[str, Any] = field(default_factory=dict)  # the whole file
 
 HELD_OUT = fields({}, {
-    "slices": number(0, whole=True), "groups": number(0, whole=True), "level": number(0, 1),
+    "slices": COUNT, "groups": COUNT, "level": number(0, 1),
     "intervals": mapped(listed(maybe(number(0, 1)), 2)),
 })
 METRICS = fields({}, {
     "held out": maybe(HELD_OUT),
-    "phases": listed(text), "epochs": number(0, whole=True),
+    "phases": listed(text), "epochs": COUNT,
     "dice held out, argmax": maybe(number(0, 1)), "dice held out, chosen rule": maybe(number(0, 1)),
 })
 

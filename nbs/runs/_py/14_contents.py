@@ -24,7 +24,7 @@ from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError
 from ctseg.core.paths import refuse_special, refuse_unread
 from ctseg.core.schema import (
-    HOW_CUT, LONGEST, SPAN, Unexpected, anything, fields, listed, mapped, maybe, number, text,
+    COUNT, HOW_CUT, LONGEST, SPAN, Unexpected, anything, fields, listed, mapped, maybe, number, text,
 )
 from ctseg.core.tables import table_text
 from ctseg.data.cache import array_header, array_shapes
@@ -40,6 +40,7 @@ import tempfile
 
 from fastcore.test import test_eq
 
+
 # %% [markdown]
 # A run folder may come from a colleague, a disk with faults, or an editor. Its files have [checksums](13_sums.ipynb), but older runs have none. What a file may hold is described here.
 #
@@ -47,8 +48,6 @@ from fastcore.test import test_eq
 
 # %%
 #| export
-COUNT = number(0, whole=True)
-
 def class_table(value: Any) -> None:
     "Objects from the ids 1, 2, …, in this order, to names of classes."
     mapped(text)(value)

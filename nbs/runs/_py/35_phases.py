@@ -17,9 +17,8 @@ from torch import nn
 
 from ctseg.core.errors import InputError
 from ctseg.core.parallel import must_be_alike, rank
-from ctseg.core.schema import anything, fields, listed, number
+from ctseg.core.schema import COUNT, anything, fields, listed, number
 from ctseg.models.base import place
-from ctseg.runs.contents import COUNT
 from ctseg.runs.folder import Run, write_rows
 from ctseg.runs.job import Job
 from ctseg.runs.notes import EpochNotes, Watcher, device_in_words

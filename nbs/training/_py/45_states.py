@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ctseg.core.schema import Unexpected, anything, fields, listed, number, text
+from ctseg.core.schema import COUNT, Unexpected, anything, fields, listed, number, text
 
 # %%
 #| hide
@@ -28,7 +28,6 @@ def real(value: Any) -> None:
     "Numbers, NaN among them: a loss that was no number is noted as such."
     if not isinstance(value, float): raise Unexpected(value, "a number")
 
-COUNT = number(0, whole=True)
 _ROW = fields({
     "phase": text,
     "epoch": COUNT,
