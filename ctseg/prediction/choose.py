@@ -54,7 +54,7 @@ class Part(NamedTuple):
 
 def out_of_fold(predictor: Predictor, slices: SliceSet) -> list[Part]:
     "The held-out slices, in parts that the same runs held out; with each part the predictor of those runs alone."
-    table = np.stack([held_out_by(member.run, slices) for member in run_members(predictor)], 1)
+    table = np.stack([held_out_by(member.run, slices, member.spec) for member in run_members(predictor)], 1)
     parts = []
     for pattern in np.unique(table[table.any(1)], axis=0):
         members = [member for member, held_out in zip(predictor.members, pattern) if held_out]

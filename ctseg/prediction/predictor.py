@@ -13,7 +13,7 @@ __all__ = ['EXPECTED_IMAGES', 'HALF_REMEDY', 'FULL_REMEDY', 'RunMember', 'member
 import contextlib
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,6 +43,7 @@ from ..runs.sums import check_sum
 class RunMember(Member):
     "A member whose weights come from a run folder."
     run: Run | None = None
+    spec: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # see `run_spec`
     mirror: str | None = None                  # the axis along which it has seen mirrored images, if any
     trained_at: tuple[int, int] | None = None  # height and width of the images it was trained on
 
@@ -68,7 +69,7 @@ def load_member(
     model = place(model, plan.device).eval()
     return RunMember(
         model, loss, size, temperature, context=recipe.data.context,
-        run=run, mirror=mirror, trained_at=tuple(spec["image_shape"]))
+        run=run, spec=spec, mirror=mirror, trained_at=tuple(spec["image_shape"]))
 
 # %% ../../nbs/prediction/20_predictor.ipynb #9e0ec80c
 def image_dtype_remedy(images: np.ndarray) -> str:

@@ -63,7 +63,7 @@ def calibrated_members(predictor: Predictor, slices: SliceSet, batch_size: int =
     "`predictor` with the temperature of each member, fitted on those of `slices` that it held out."
     members = []
     for member in run_members(predictor):
-        held_out = slices[held_out_by(member.run, slices)]
+        held_out = slices[held_out_by(member.run, slices, member.spec)]
         facts = calibrate(member, held_out, predictor.plan, batch_size)
         members.append(replace(member, temperature=facts["temperature"]))
     return replace(predictor, members=members)

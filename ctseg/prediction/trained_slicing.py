@@ -11,12 +11,11 @@ from typing import Any
 from ..core.errors import InputError
 from ..io.slicing import Slicing
 from .predictor import Predictor, members_of_runs
-from .saved import run_spec
 
 # %% ../../nbs/prediction/72_trained_slicing.ipynb #15caea89
 def trained_slicings(predictor: Predictor) -> list[dict | None]:
     "What each run of a predictor says of how its images were cut."
-    return [run_spec(member.run).get("slicing") for member in members_of_runs(predictor.members)]
+    return [member.spec.get("slicing") for member in members_of_runs(predictor.members)]
 
 def _agreed(records: list[dict], given: dict[str, Any]) -> dict[str, Any]:
     "What the runs agree on; `InputError` where they differ in something that is not given."
@@ -42,7 +41,7 @@ def other_distance(
     "What a user must know of slices that are further apart, or closer together, than those a run has seen."
     for member in members_of_runs(predictor.members):
         if not member.context: continue
-        trained = run_spec(member.run).get("neighbour_mm")
+        trained = member.spec.get("neighbour_mm")
         if not trained or not mm: continue
         (low, high), (least, most) = trained, mm
         if least < low/APART or most > high*APART:

@@ -19,6 +19,7 @@ from ..data.slices import SliceSet
 from ..inference.rule import Rule
 from ..metrics.bootstrap import bootstrap_mean, paired_bootstrap
 from ..metrics.challenge import examined_dice, mean_dice, per_class
+from ..prediction.choose import run_members
 from ..prediction.predictor import Predictor, predict_masks
 from ..prediction.prepare import prepare
 from ..prediction.saved import run_spec
@@ -34,9 +35,10 @@ def common_slices(
     data: str | Path | SliceSet, # what they were trained on
     split: str = "held-out", # or "test"
     annotated: str = "json", # of a folder, see `read_challenge`
+    specs: list[dict[str, Any]] | None = None, # the `recipe.json` of each; None: read them
 ) -> SliceSet:
     "The slices with truth that none of the runs has trained on."
-    specs = [run_spec(run) for run in runs]
+    specs = specs or [run_spec(run) for run in runs]
     context = max(spec["recipe"].data.context for spec in specs)
     slices = read_split(data, split, annotated, context)
     candidates = [scored_slices(run, slices, split, annotated, spec) for run, spec in zip(runs, specs)]
@@ -109,9 +111,10 @@ def compare(
     records, first = [], None
     for run, name in zip(runs, run_names(runs)):
         predictor = prepare(run.folder, plan)
+        member, = run_members(predictor)
         pred, tables = score_tables(predictor, slices, batch_size)
         first = first or tables
-        record = {"run": name, "recipe": run_spec(run)["recipe"].name}
+        record = {"run": name, "recipe": member.spec["recipe"].name}
         record |= {"rule": str(predictor.rule), "chosen": predictor.rule != Rule()}
         record |= compared_facts(pred, tables[0], slices)
         records.append(record | difference_facts(tables, first, slices.groups))
@@ -158,7 +161,7 @@ def report_comparison(
     specs = [run_spec(run) for run in runs]
     if data is None:
         raise InputError("comparing runs needs slices to score them on: give --data FOLDER")
-    slices = common_slices(runs, data, split, annotated)
+    slices = common_slices(runs, data, split, annotated, specs)
     records = compare(runs, slices, plan, batch_size)
     page = comparison_page(records, specs, slices, split)
     return write_page(page, place), records

@@ -13,7 +13,7 @@
 import contextlib
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -83,7 +83,7 @@ for seed, folder in enumerate(folders):
 # %% [markdown]
 # ## Members
 #
-# A [member](../inference/20_loop.ipynb) is one trained network, ready to be asked. One that comes from a run folder knows the folder too, so that errors can name it, and what it has seen in training.
+# A [member](../inference/20_loop.ipynb) is one trained network, ready to be asked. One that comes from a run folder knows the folder too, so that errors can name it. It keeps the folder's `recipe.json`, so that nobody who asks how it was trained reads the file again.
 
 # %%
 #| export
@@ -91,6 +91,7 @@ for seed, folder in enumerate(folders):
 class RunMember(Member):
     "A member whose weights come from a run folder."
     run: Run | None = None
+    spec: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # see `run_spec`
     mirror: str | None = None                  # the axis along which it has seen mirrored images, if any
     trained_at: tuple[int, int] | None = None  # height and width of the images it was trained on
 
@@ -118,7 +119,7 @@ def load_member(
     model = place(model, plan.device).eval()
     return RunMember(
         model, loss, size, temperature, context=recipe.data.context,
-        run=run, mirror=mirror, trained_at=tuple(spec["image_shape"]))
+        run=run, spec=spec, mirror=mirror, trained_at=tuple(spec["image_shape"]))
 
 
 # %%

@@ -48,7 +48,6 @@ from ctseg.data.toys import toy_set
 from ctseg.inference.rule import Rule
 from ctseg.metrics.challenge import mean_dice
 from ctseg.prediction.predictor import load_predictor
-from ctseg.prediction.saved import run_spec
 from ctseg.recipes.fit import fit
 from ctseg.recipes.table import get_recipe
 from ctseg.runs.recipe import apply_settings
@@ -107,7 +106,7 @@ class Part(NamedTuple):
 
 def out_of_fold(predictor: Predictor, slices: SliceSet) -> list[Part]:
     "The held-out slices, in parts that the same runs held out; with each part the predictor of those runs alone."
-    table = np.stack([held_out_by(member.run, slices) for member in run_members(predictor)], 1)
+    table = np.stack([held_out_by(member.run, slices, member.spec) for member in run_members(predictor)], 1)
     parts = []
     for pattern in np.unique(table[table.any(1)], axis=0):
         members = [member for member, held_out in zip(predictor.members, pattern) if held_out]
@@ -130,8 +129,7 @@ ensemble = load_predictor([r.folder for r in runs], "cpu")
 for predictor, part in out_of_fold(ensemble, slices):
     print("+".join(m.run.folder.name for m in predictor.members), "may be asked about", ", ".join(part.names))
     for m in predictor.members:
-        spec = run_spec(m.run)
-        learnt = split_slices(slices, spec["recipe"].data, spec["seed"]).labelled
+        learnt = split_slices(slices, m.spec["recipe"].data, m.spec["seed"]).labelled
         assert not set(learnt.names) & set(part.names) and not set(learnt.groups) & set(part.groups)
 
 # %% [markdown]

@@ -15,7 +15,6 @@ from typing import Any
 from ctseg.core.errors import InputError
 from ctseg.io.slicing import Slicing
 from ctseg.prediction.predictor import Predictor, members_of_runs
-from ctseg.prediction.saved import run_spec
 
 # %%
 #| hide
@@ -30,7 +29,7 @@ from fastcore.test import test_eq, test_fail
 #| export
 def trained_slicings(predictor: Predictor) -> list[dict | None]:
     "What each run of a predictor says of how its images were cut."
-    return [run_spec(member.run).get("slicing") for member in members_of_runs(predictor.members)]
+    return [member.spec.get("slicing") for member in members_of_runs(predictor.members)]
 
 def _agreed(records: list[dict], given: dict[str, Any]) -> dict[str, Any]:
     "What the runs agree on; `InputError` where they differ in something that is not given."
@@ -71,7 +70,7 @@ def other_distance(
     "What a user must know of slices that are further apart, or closer together, than those a run has seen."
     for member in members_of_runs(predictor.members):
         if not member.context: continue
-        trained = run_spec(member.run).get("neighbour_mm")
+        trained = member.spec.get("neighbour_mm")
         if not trained or not mm: continue
         (low, high), (least, most) = trained, mm
         if least < low/APART or most > high*APART:
