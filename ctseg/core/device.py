@@ -38,6 +38,7 @@ def computes_bf16() -> bool:
     "Does this processor multiply bfloat16 itself, with AMX or AVX512-BF16?"
     return bool(bf16_instructions())
 
+# %% ../../nbs/core/50_device.ipynb #2d5060dd
 def processor_name() -> str:
     "What the system calls this processor; at least its architecture."
     return platform.processor() or platform.machine()
@@ -183,6 +184,7 @@ def package_versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
             versions[name] = "not installed"
     return versions
 
+# %% ../../nbs/core/50_device.ipynb #0b4fe8a4
 def thread_facts() -> dict:
     "The processors for this process, how busy others keep them, and how threads wait (see `ctseg.core.threads`)."
     policies = [f"{name}={os.environ[name]}" for name in POLICIES if name in os.environ]
@@ -216,6 +218,7 @@ def training_plan() -> str:
         return str(e)
     return f"{plan}; torch.compile {'possible' if plan.can_compile else 'refused by this card'}"
 
+# %% ../../nbs/core/50_device.ipynb #81738489
 def doctor() -> dict:
     "Versions, devices, precision and memory: what a bug report needs."
     facts = {

@@ -63,6 +63,7 @@ def lock_folder(folder: Path) -> int | None:
         os.close(descriptor)
         return None
 
+# %% ../../nbs/core/08_folders.ipynb #5220f049
 def in_work(out: Path) -> InputError:
     "The error for an output that another process is writing."
     return InputError(f"{out}: another command is writing it; wait for it, or choose another name")

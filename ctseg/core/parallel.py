@@ -89,6 +89,7 @@ class SumOverAll(torch.autograd.Function):
         dist.all_reduce(total)
         return total
 
+# %% ../../nbs/core/60_parallel.ipynb #6f6a4fee
 def mean_and_square(x: torch.Tensor, n: float) -> torch.Tensor:
     "Means of x and x², float64 [2,C], over the `n` values of each channel of x [B,C,H,W] in all processes."
     wide = x.double()

@@ -121,6 +121,7 @@ def real_path(path: str | Path) -> Path:
     if "\0" in str(path): raise InputError(f"{path}: a path holds no NUL")
     return Path(os.path.realpath(path))
 
+# %% ../../nbs/core/09_paths.ipynb #90d882db
 def refuse_nameless(path: Path) -> None:
     "`InputError` for `.`, which cannot be replaced, and a path that ends in `..`, whose meaning changes as folders are made."
     if path.name in ("", ".."):

@@ -47,7 +47,7 @@ def atoms_of(
         atoms |= atoms_of(member, table, (*above, name))
     return atoms
 
-
+# %% ../../nbs/core/38_unions.ipynb #c6786e15
 def _by_size(union: tuple[int, tuple[int, ...]]) -> tuple[int, int]:
     "What unions are sorted by: how many atoms they have, then their id."
     id, atoms = union
@@ -99,7 +99,7 @@ def read_unions(
     except InputError as e:
         raise InputError(f"{path}: {e}") from None
 
-
+# %% ../../nbs/core/38_unions.ipynb #203d52f1
 def union_table(unions: Unions, names: Iterable[str]) -> dict[str, list[str]]:
     "The unions as a `unions.json` has them: the name of each, and those of its atoms."
     name_of = dict(enumerate(names, 1))

@@ -78,6 +78,7 @@ def take_raw_folds(home: Path) -> None:
     if raw and raw[0].exists() and not kept.exists():
         write_json(read_json(raw[0]), kept)
 
+# %% ../../nbs/integrations/13_nnunet_partial.ipynb #9470d88c
 def prepare_trainer(trainer) -> None:
     "Give a trainer its settings, who examined what on its data set, and the folds beside the raw data."
     trainer.settings = settings_from_environment(trainer.Settings)

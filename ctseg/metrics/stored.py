@@ -94,6 +94,7 @@ def _predictions(place: str|Path, truth: SliceSet) -> tuple[list[str], np.ndarra
         raise InputError(f"{place}: label maps of other classes than the truth's; take a run of its classes")
     return list(stored.names), stored.masks
 
+# %% ../../nbs/metrics/55_stored.ipynb #3b6c2da6
 def _names_of(place: str|Path) -> list[str]:
     "The names of the slices that were predicted."
     if is_store(place):

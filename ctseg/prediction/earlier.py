@@ -61,7 +61,7 @@ class EarlierRun:
         "What `recipe.json` keeps of it."
         return {"run": self.name, "weights": self.sha256[:16]}
 
-
+# %% ../../nbs/prediction/70_earlier.ipynb #1b5c1b7f
 def earlier_run(name: str | Path | Run) -> EarlierRun:
     "The run called `name`; `InputError` where there is none, or none with sound weights."
     run = find_run(name)

@@ -93,6 +93,7 @@ def warn_of_others(images: str | Path):
     if others:
         warnings.warn(f"{images}: not predicted, since they are no PNG: {some_of(others)}")
 
+# %% ../../nbs/prediction/60_submission.ipynb #e4103b25
 def check_class_names(classes: ClassMap, path: Path):
     "`InputError` if a `class_names.json` (at `path`, if there is one) names other structures than `classes`."
     if not path.exists(): return

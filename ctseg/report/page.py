@@ -113,6 +113,7 @@ def rule_facts(rule: Rule, split: str) -> dict[str, Any]:
     "The rule in words, and whether it was chosen on the very slices that are scored."
     return {"rule": str(rule), "rule_has_seen": split == "held-out" and rule != Rule()}
 
+# %% ../../nbs/report/40_page.ipynb #ed8f350d
 def page_place(run: str | Path, out: str | Path | None, name: str) -> Path:
     "Where a page goes: to `out`, or as `name` into the run folder; `InputError` where it cannot."
     refuse_folder(out)

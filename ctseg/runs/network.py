@@ -88,6 +88,7 @@ def network_for(
         if why: warnings.warn(why)
     return with_size(recipe, working_size(recipe, shape)), why
 
+# %% ../../nbs/runs/28_network.ipynb #acc4aed1
 def network_as_started(recipe: Recipe, path: Path) -> Recipe: # path: `recipe.json` of the run
     "The recipe with the network and the size that a run was started with."
     with warnings.catch_warnings():  # whoever continues the run warns of another plugin

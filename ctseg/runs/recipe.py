@@ -54,6 +54,7 @@ REGISTRIES = {
 }
 GROUPS = (*CHOICES, "schedule", "data", "compute", "rule")
 
+# %% ../../nbs/runs/10_recipe.ipynb #3e670f55
 class RuleSettings(Settings):
     "Settings of what follows the training: the choice of the decision rule."
     tune_rule: bool = setting(True, "choose the decision rule on the held-out slices; else argmax")
@@ -77,6 +78,7 @@ RENAMED = {
 }
 REPLACED = RENAMED | {"completion": "teacher_weight"}
 
+# %% ../../nbs/runs/10_recipe.ipynb #7a5bd34d
 def _meanings_of(settings: Settings) -> dict[str, str]:
     "What the settings of a group mean, by their names, with the valid texts."
     infos = names_of(settings)

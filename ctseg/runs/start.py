@@ -132,7 +132,7 @@ def check_same_run(run: Run, spec: dict[str, Any]) -> None:
         remedy = "continue with the same, or choose another --out"
         raise InputError(f"{path}: this run was started with {differs}; {remedy}")
 
-
+# %% ../../nbs/runs/21_start.ipynb #727a8e74
 def drop_unwritten(folder: Path) -> None:
     "Remove files that were being written when the run was killed."
     for pattern in (f".*{PART}", f"checkpoints/.*{PART}", f"checkpoints/*/.*{PART}"):

@@ -151,6 +151,7 @@ def restore_session(session: Session, state: State) -> None:
     restore_learner(session.learner, state)
     session.method.load_state_dict(state["method"])
 
+# %% ../../nbs/training/70_loop.ipynb #a4e16d80
 def restore_checked(session: Session, state: State) -> None:
     "The same, if the state can be of this phase; else the session stays as it is, and an error is raised."
     before = copy.deepcopy(session_state(session))
@@ -162,7 +163,7 @@ def restore_checked(session: Session, state: State) -> None:
         restore_session(session, before)
         raise
 
-# %% ../../nbs/training/70_loop.ipynb #a4e16d80
+# %% ../../nbs/training/70_loop.ipynb #200950e7
 def save_session(session: Session) -> None:
     "Keep everything that the next step depends on."
     if session.checkpoints is None or rank(): return
@@ -177,6 +178,7 @@ def resume_session(session: Session) -> None:
     complaint = f"the processes do not see the same checkpoints in {session.setup.folder}"
     must_be_alike(state["step"] if state else -1, f"{complaint}: it must be on a disk of all of them")
 
+# %% ../../nbs/training/70_loop.ipynb #6c0ad20f
 def end_epoch(session: Session) -> None:
     "Score, add a row to the history, keep a checkpoint."
     dice = held_out_dice(session.learner, session.loss, session.setup)

@@ -92,6 +92,12 @@ def lock_folder(folder: Path) -> int | None:
         os.close(descriptor)
         return None
 
+
+# %% [markdown]
+# A command makes its folder and holds it as long as it writes:
+
+# %%
+#| export
 def in_work(out: Path) -> InputError:
     "The error for an output that another process is writing."
     return InputError(f"{out}: another command is writing it; wait for it, or choose another name")

@@ -81,6 +81,11 @@ def atoms_of(
     return atoms
 
 
+# %% [markdown]
+# Unions are kept by number, the smallest first: whoever goes through them in this order has seen the parts before the whole.
+
+# %%
+#| export
 def _by_size(union: tuple[int, tuple[int, ...]]) -> tuple[int, int]:
     "What unions are sorted by: how many atoms they have, then their id."
     id, atoms = union
@@ -151,6 +156,11 @@ def read_unions(
         raise InputError(f"{path}: {e}") from None
 
 
+# %% [markdown]
+# And back, as the file has them:
+
+# %%
+#| export
 def union_table(unions: Unions, names: Iterable[str]) -> dict[str, list[str]]:
     "The unions as a `unions.json` has them: the name of each, and those of its atoms."
     name_of = dict(enumerate(names, 1))

@@ -60,6 +60,12 @@ def computes_bf16() -> bool:
     "Does this processor multiply bfloat16 itself, with AMX or AVX512-BF16?"
     return bool(bf16_instructions())
 
+
+# %% [markdown]
+# A time means something only beside the processor it was taken on:
+
+# %%
+#| export
 def processor_name() -> str:
     "What the system calls this processor; at least its architecture."
     return platform.processor() or platform.machine()
@@ -290,6 +296,12 @@ def package_versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
             versions[name] = "not installed"
     return versions
 
+
+# %% [markdown]
+# Slow is often not the processor but how many others share it:
+
+# %%
+#| export
 def thread_facts() -> dict:
     "The processors for this process, how busy others keep them, and how threads wait (see `ctseg.core.threads`)."
     policies = [f"{name}={os.environ[name]}" for name in POLICIES if name in os.environ]
@@ -332,6 +344,12 @@ def training_plan() -> str:
         return str(e)
     return f"{plan}; torch.compile {'possible' if plan.can_compile else 'refused by this card'}"
 
+
+# %% [markdown]
+# All facts together:
+
+# %%
+#| export
 def doctor() -> dict:
     "Versions, devices, precision and memory: what a bug report needs."
     facts = {

@@ -165,6 +165,9 @@ class SumOverAll(torch.autograd.Function):
         dist.all_reduce(total)
         return total
 
+
+# %%
+#| export
 def mean_and_square(x: torch.Tensor, n: float) -> torch.Tensor:
     "Means of x and x², float64 [2,C], over the `n` values of each channel of x [B,C,H,W] in all processes."
     wide = x.double()

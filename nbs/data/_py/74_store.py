@@ -158,6 +158,9 @@ def _class_facts(classes: ClassMap) -> dict[str, Any]:
         "unions": [[union, list(members)] for union, members in classes.unions],
     }
 
+
+# %%
+#| export
 def _write_split(group, slices: SliceSet):
     "One split of a store."
     _write_pixels(group, "images", slices.images)
@@ -404,6 +407,9 @@ def _open_root(place: str|Path) -> tuple[Any, dict[str, Any]]:
         raise InputError(f"{place}: a store without slices; {MAKE_AGAIN}")
     return root, facts
 
+
+# %%
+#| export
 def store_splits(place: str|Path) -> list[str]:
     "The splits that a store holds."
     _, facts = _open_root(store_place(place))

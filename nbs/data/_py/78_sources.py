@@ -81,16 +81,22 @@ def has_test(place: str|Path) -> bool:
     if is_store(place): return "test" in store_splits(place)
     return os.path.lexists(Path(place)/"test-images")
 
+def knows_patients(place: str|Path) -> bool:
+    "Whether the groups of the slices are patients, and not near-duplicates."
+    if is_store(place): return bool(store_notes(place).get("patients"))
+    return os.path.lexists(Path(place)/"patients.json")
+
+
+# %% [markdown]
+# What a command writes never goes among what it reads:
+
+# %%
+#| export
 def refuse_among_slices(out: str|Path, place: SliceSet|str|Path|None):
     "`InputError` for an output in a store, or among the images of a challenge folder; beside them it may lie."
     if not isinstance(place, (str, Path)): return
     images = [Path(place)/f"{split}-images" for split in ("train", "test")]
     refuse_inside(out, [place] if is_store(place) else images)
-
-def knows_patients(place: str|Path) -> bool:
-    "Whether the groups of the slices are patients, and not near-duplicates."
-    if is_store(place): return bool(store_notes(place).get("patients"))
-    return os.path.lexists(Path(place)/"patients.json")
 
 
 # %% [markdown]

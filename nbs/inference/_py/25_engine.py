@@ -328,6 +328,9 @@ def with_engine(member: Member, engine: str, plan: DevicePlan) -> Member:
     for name in PACKAGES[engine]: import_engine(name, engine)
     return replace(member, model=CompiledNetwork(member.model, engine, plan))
 
+
+# %%
+#| export
 def engine_of(model: nn.Module | EngineNetwork) -> str:
     "What has answered for a member's model so far; at some sizes it can be PyTorch, and at others not."
     if not isinstance(model, EngineNetwork):

@@ -122,6 +122,12 @@ def take_raw_folds(home: Path) -> None:
     if raw and raw[0].exists() and not kept.exists():
         write_json(read_json(raw[0]), kept)
 
+
+# %% [markdown]
+# A trainer gets all of it before nnU-Net starts:
+
+# %%
+#| export
 def prepare_trainer(trainer) -> None:
     "Give a trainer its settings, who examined what on its data set, and the folds beside the raw data."
     trainer.settings = settings_from_environment(trainer.Settings)

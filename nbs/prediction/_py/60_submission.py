@@ -172,6 +172,12 @@ def warn_of_others(images: str | Path):
     if others:
         warnings.warn(f"{images}: not predicted, since they are no PNG: {some_of(others)}")
 
+
+# %% [markdown]
+# A folder of images may say which structures it is about. A run that knows others must not predict it:
+
+# %%
+#| export
 def check_class_names(classes: ClassMap, path: Path):
     "`InputError` if a `class_names.json` (at `path`, if there is one) names other structures than `classes`."
     if not path.exists(): return

@@ -87,6 +87,11 @@ class EarlierRun:
         return {"run": self.name, "weights": self.sha256[:16]}
 
 
+# %% [markdown]
+# Weights that are damaged or not finite would be taken over unseen, so they are looked at first:
+
+# %%
+#| export
 def earlier_run(name: str | Path | Run) -> EarlierRun:
     "The run called `name`; `InputError` where there is none, or none with sound weights."
     run = find_run(name)

@@ -71,6 +71,9 @@ REGISTRIES = {
 }
 GROUPS = (*CHOICES, "schedule", "data", "compute", "rule")
 
+
+# %%
+#| export
 class RuleSettings(Settings):
     "Settings of what follows the training: the choice of the decision rule."
     tune_rule: bool = setting(True, "choose the decision rule on the held-out slices; else argmax")
@@ -115,6 +118,9 @@ RENAMED = {
 }
 REPLACED = RENAMED | {"completion": "teacher_weight"}
 
+
+# %%
+#| export
 def _meanings_of(settings: Settings) -> dict[str, str]:
     "What the settings of a group mean, by their names, with the valid texts."
     infos = names_of(settings)

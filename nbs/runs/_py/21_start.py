@@ -207,6 +207,11 @@ def check_same_run(run: Run, spec: dict[str, Any]) -> None:
         raise InputError(f"{path}: this run was started with {differs}; {remedy}")
 
 
+# %% [markdown]
+# A kill leaves half-written files, which are told by their names:
+
+# %%
+#| export
 def drop_unwritten(folder: Path) -> None:
     "Remove files that were being written when the run was killed."
     for pattern in (f".*{PART}", f"checkpoints/.*{PART}", f"checkpoints/*/.*{PART}"):

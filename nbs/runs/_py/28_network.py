@@ -149,7 +149,7 @@ test_eq(network_at_hand(nowhere)[0], with_fallback(nowhere))
 
 
 # %% [markdown]
-# Both are decided once, when the run starts, and written into its `recipe.json`, the reason too. A run that is continued goes on with what it has.
+# Both are decided once, when the run starts.
 
 # %%
 #| export
@@ -166,6 +166,12 @@ def network_for(
         if why: warnings.warn(why)
     return with_size(recipe, working_size(recipe, shape)), why
 
+
+# %% [markdown]
+# What was decided is written into `recipe.json`, the reason too. A run that is continued goes on with what it has.
+
+# %%
+#| export
 def network_as_started(recipe: Recipe, path: Path) -> Recipe: # path: `recipe.json` of the run
     "The recipe with the network and the size that a run was started with."
     with warnings.catch_warnings():  # whoever continues the run warns of another plugin

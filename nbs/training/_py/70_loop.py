@@ -297,6 +297,12 @@ def restore_session(session: Session, state: State) -> None:
     restore_learner(session.learner, state)
     session.method.load_state_dict(state["method"])
 
+
+# %% [markdown]
+# A checkpoint may be [of another phase](45_states.ipynb). Then the session stays as it is:
+
+# %%
+#| export
 def restore_checked(session: Session, state: State) -> None:
     "The same, if the state can be of this phase; else the session stays as it is, and an error is raised."
     before = copy.deepcopy(session_state(session))
@@ -325,6 +331,12 @@ def resume_session(session: Session) -> None:
     complaint = f"the processes do not see the same checkpoints in {session.setup.folder}"
     must_be_alike(state["step"] if state else -1, f"{complaint}: it must be on a disk of all of them")
 
+
+# %% [markdown]
+# An epoch ends with a checkpoint, and a phase with the average alone:
+
+# %%
+#| export
 def end_epoch(session: Session) -> None:
     "Score, add a row to the history, keep a checkpoint."
     dice = held_out_dice(session.learner, session.loss, session.setup)
