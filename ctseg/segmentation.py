@@ -289,7 +289,7 @@ def _prepared(runs, options: SegmentOptions) -> Predictor:
 
 def _about(predictor: Predictor, slicing: Slicing) -> dict:
     "What made the results."
-    runs = [member.run.folder.name for member in members_of_runs(predictor.members)]
+    runs = [member.name for member in members_of_runs(predictor.members)]
     engines = sorted({engine_of(member.model) for member in predictor.members})
     computed = {"engine": " and ".join(engines), "precision": predictor.plan.precision}
     how = {name: asdict(slicing)[name] for name in ("orientation", "window", "size", "spacing")}

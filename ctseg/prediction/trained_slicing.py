@@ -45,7 +45,7 @@ def other_distance(
         if not trained or not mm: continue
         (low, high), (least, most) = trained, mm
         if least < low/APART or most > high*APART:
-            learnt = f"{member.run.folder.name} was trained on slices {in_mm(trained)} apart"
+            learnt = f"{member.name} was trained on slices {in_mm(trained)} apart"
             return f"{learnt}, these are {in_mm(mm)}: what it knows of neighbours may not fit"
     return ""
 

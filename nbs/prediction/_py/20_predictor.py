@@ -95,6 +95,11 @@ class RunMember(Member):
     mirror: str | None = None                  # the axis along which it has seen mirrored images, if any
     trained_at: tuple[int, int] | None = None  # height and width of the images it was trained on
 
+    @property
+    def name(self) -> str:
+        "What messages call it: the name of the run's folder."
+        return self.run.folder.name
+
 def members_of_runs(members: list[Member]) -> list[RunMember]:
     "Those of the members whose weights come from a run folder."
     return [member for member in members if isinstance(member, RunMember) and member.run]
@@ -128,7 +133,7 @@ member = load_member(run, run_spec(run), pick_device("cpu"))
 print(
     type(member.model).__name__,
     "of",
-    member.run.folder.name,
+    member.name,
     "with",
     type(member.loss).__name__,
     "trained at",
@@ -353,7 +358,7 @@ def warn_of_size(members: list[Member], size: tuple[int, int]):
         if member.image_size: continue
         if member.trained_at in (None, tuple(size)): continue
         learnt, given = ("x".join(map(str, shape)) for shape in (member.trained_at, size))
-        text = f"{member.run.folder.name} was trained on images of {learnt} pixels, these are {given}"
+        text = f"{member.name} was trained on images of {learnt} pixels, these are {given}"
         warnings.warn(f"{text}: what it knows of sizes will not fit")
         return
 
@@ -414,7 +419,7 @@ class Predictor(Ensemble):
     tuned_dice: dict[str, float] | None = None  # out of fold, of a rule chosen just now
 
     def __repr__(self) -> str:
-        names = ", ".join(member.run.folder.name for member in members_of_runs(self.members))
+        names = ", ".join(member.name for member in members_of_runs(self.members))
         models = names or f"{len(self.members)} models"
         views = f"{self.views} view{'s'*(self.views > 1)}"
         device = f"{self.plan.device} in {self.plan.precision}"
