@@ -87,7 +87,7 @@ def _first_split(place: str|Path) -> SliceSet:
 def _predictions(place: str|Path, truth: SliceSet) -> tuple[list[str], np.ndarray|LazyPixels]:
     "The names and label maps of a store, or of a submission for the slices of `truth`."
     if not is_store(place):
-        size = truth.images.shape[1:]
+        size = truth.image_shape
         return spooled_masks(place, size=size, classes=truth.classes)
     stored = _first_split(place)
     if stored.classes.names != truth.classes.names:

@@ -218,7 +218,7 @@ def choose_rule(
     else:
         candidates = [replace(one, gate=gate) for one, gate in itertools.product(plain, GATES)]
     rule = search.plainest(candidates)
-    height, width = parts[0].slices.images.shape[1:]
+    height, width = parts[0].slices.image_shape
     rule = search.plainest(with_islands(rule, height*width, smallest_area(parts)))
     rule = search.plainest(with_rescue(rule))
     return rule, search.scores

@@ -136,7 +136,7 @@ def judged(
     Labels of slices that are not in memory are not either."""
     filed = ("labels",) if isinstance(slices.images, LazyPixels) else ()
     judge = judge_of(predictor)
-    rule = predictor.rule_at(slices.images.shape[1:])
+    rule = predictor.rule_at(slices.image_shape)
 
     def step(part: SliceSet) -> dict[str, torch.Tensor]:
         shown = np.asarray(part.seen(predictor.context))

@@ -80,7 +80,7 @@ def check_job(job: Job) -> str: # where a pretrained encoder's weights come from
 def refuse_too_large(job: Job) -> None:
     "`InputError` if a step cannot fit into memory. A card works off a batch image by image if it must."
     recipe = job.recipe
-    size = (job.image_size,)*2 if job.image_size else job.labelled.images.shape[1:]
+    size = (job.image_size,)*2 if job.image_size else job.labelled.image_shape
     def build():
         return job.networks.build(trained=True)
     batch = -(-recipe.schedule.batch_size//(world()*recipe.compute.pieces))
@@ -339,7 +339,7 @@ def make_job(
 ) -> tuple[Job, Earlier, dict]: # the job, what it takes from earlier runs, what recipe.json says of both
     "The job of a fit."
     given = recipe
-    recipe, facts = main_first(lambda: decide_network(given, run, slices.images.shape[1:]))
+    recipe, facts = main_first(lambda: decide_network(given, run, slices.image_shape))
     refuse_lost_settings(given, recipe, facts.get("replaced", ""))
     earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
     options = earlier.options(deadline, read_size(more.memory) if more.memory else None)

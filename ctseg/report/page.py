@@ -57,7 +57,7 @@ def fill_template(template: str, classes: ClassMap, **facts: Any) -> str:
 # %% ../../nbs/report/40_page.ipynb #5dc69dbc
 def page_data(sets: list[dict[str, Any]], slices: SliceSet) -> Markup:
     "The sets of slices for `slices.js`, with names, colours and size, as JSON."
-    height, width = slices.images.shape[1:]
+    height, width = slices.image_shape
     data = {"names": ["background", *slices.classes.names], "colours": hex_colours(slices.classes)}
     data |= {"height": height, "width": width, "sets": sets}
     text = json.dumps(data, separators=(",", ":"))

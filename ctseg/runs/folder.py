@@ -61,7 +61,7 @@ def make_spec(
     counts = {"images": len(slices), "labelled": int(slices.labelled.sum())}
     data = {"fingerprint": slices.fingerprint()} | counts
     classes = {str(i): name for i, name in enumerate(slices.classes.names, 1)}
-    shape = list(slices.images.shape[1:])
+    shape = list(slices.image_shape)
     unions = {"unions": slices.classes.union_table} if slices.classes.unions else {}
     threads = torch.get_num_threads()  # their number decides the order of sums on a CPU, and so the rounding
     return {"recipe": recipe, "plugins": list(plugins), "seed": seed, "data": data,

@@ -61,7 +61,7 @@ class Stream:
 # %% ../../nbs/training/57_streams.ipynb #5ae97c04
 def pixel_bytes(slices: SliceSet, image_size: int | None = None) -> int:
     "Bytes of the images and masks of slices, at the size that a network works at (None: their own)."
-    height, width = (image_size, image_size) if image_size else slices.images.shape[1:]
+    height, width = (image_size, image_size) if image_size else slices.image_shape
     images = len(slices)
     if slices.stacks is not None:  # those beside them too, each once
         images = len(slices.stacks.needed()[0])
@@ -69,7 +69,7 @@ def pixel_bytes(slices: SliceSet, image_size: int | None = None) -> int:
 
 def stays_on_device(slices: SliceSet, setup: Setup, device: torch.device) -> bool:
     "Whether slices are kept on the device; else they are streamed to it."
-    own_size = setup.image_size is None or slices.images.shape[1:] == (setup.image_size,)*2
+    own_size = setup.image_size is None or slices.image_shape == (setup.image_size,)*2
     in_memory = not any(isinstance(pixels, LazyPixels) for pixels in (slices.images, slices.masks))
     if in_memory and own_size and torch.device(device).type == "cpu":
         return True

@@ -513,6 +513,11 @@ class AnnotatedSlices(SliceArrays):
         return seen_values(self.masks)[:, IGNORE]
 
     @property
+    def image_shape(self) -> tuple[int, int]:
+        "Height and width of the images."
+        return self.images.shape[1:]
+
+    @property
     def context(self) -> int:
         "How many slices on each side are seen with each one."
         return 0 if self.stacks is None else self.stacks.context

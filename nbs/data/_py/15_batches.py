@@ -234,7 +234,7 @@ class SliceData(ImagesOnDevice):
         weights: np.ndarray|None = None, # bool [N,H,W]: which pixels teach; `None`: all
     ):
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        size = None if size == slices.images.shape[1:] else size
+        size = None if size == slices.image_shape else size
         super().__init__(slices, device, size)
         self.masks = _to_device(slices.masks, size, device, mode="nearest-exact")
         self.weights = weights

@@ -173,7 +173,7 @@ def pseudo_label(
     at which they work; None: the images' own. each: goes through the batches, and may stop; None: all in order.
     Several processes share the work, and all get the whole. The maps of slices that are not in memory are not either.
     """
-    size = slices.images.shape[1:]
+    size = slices.image_shape
     maps = ("labels", "certainty") if isinstance(slices.images, LazyPixels) else ()
 
     def step(part: SliceSet) -> dict[str, torch.Tensor]:

@@ -127,7 +127,7 @@ def run_members(predictor: Predictor) -> list[RunMember]:
 # %%
 ensemble = load_predictor([r.folder for r in runs], "cpu")
 for predictor, part in out_of_fold(ensemble, slices):
-    print("+".join(m.run.folder.name for m in predictor.members), "may be asked about", ", ".join(part.names))
+    print("+".join(m.name for m in predictor.members), "may be asked about", ", ".join(part.names))
     for m in predictor.members:
         learnt = split_slices(slices, m.spec["recipe"].data, m.spec["seed"]).labelled
         assert not set(learnt.names) & set(part.names) and not set(learnt.groups) & set(part.groups)
@@ -371,7 +371,7 @@ def choose_rule(
     else:
         candidates = [replace(one, gate=gate) for one, gate in itertools.product(plain, GATES)]
     rule = search.plainest(candidates)
-    height, width = parts[0].slices.images.shape[1:]
+    height, width = parts[0].slices.image_shape
     rule = search.plainest(with_islands(rule, height*width, smallest_area(parts)))
     rule = search.plainest(with_rescue(rule))
     return rule, search.scores

@@ -153,7 +153,7 @@ def with_tuned_rule(
     parts = out_of_fold(predictor, slices)
     rule, scores = choose_rule(predictor, parts, batch_size=batch_size, outlined=slices)
     dice = {"Dice out of fold, argmax": scores[Rule()], "Dice out of fold, this rule": scores[rule]}
-    return replace(predictor, rule=rule, rule_size=slices.images.shape[1:], tuned_dice=dice)
+    return replace(predictor, rule=rule, rule_size=slices.image_shape, tuned_dice=dice)
 
 
 # %%

@@ -351,7 +351,7 @@ def read_pseudo_labels(run: Run, slices: SliceSet) -> dict[str, np.ndarray] | No
 def pseudo_fits(pseudo: dict[str, np.ndarray], slices: SliceSet) -> bool:
     "Whether pseudo-labels have a label map for each of their names, of images that are among `slices`."
     count = len(pseudo["kept"])
-    same_size = pseudo["labels"].shape == (count, *slices.images.shape[1:])
+    same_size = pseudo["labels"].shape == (count, *slices.image_shape)
     names = [str(n) for n in pseudo["names"]]
     return same_size and len(names) == count and set(names) <= set(slices.names)
 

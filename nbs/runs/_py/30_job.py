@@ -114,7 +114,7 @@ def recipe_setup(recipe: Recipe, slices: SliceSet) -> Setup:
     return Setup(
         schedule=recipe.schedule, compute=recipe.compute,
         augment=make_augment(recipe.augment, slices.classes),
-        image_size=working_size(recipe, slices.images.shape[1:]) or None,
+        image_size=working_size(recipe, slices.image_shape) or None,
         presence=recipe.model.presence, rare_power=recipe.data.rare_power)
 
 
