@@ -21,7 +21,7 @@ from ctseg.core.json_files import write_json
 from ctseg.data.augmentations import make_augment
 from ctseg.data.challenge import read_challenge
 from ctseg.losses.registry import make_loss
-from ctseg.metrics.challenge import dice_table, mean_dice
+from ctseg.metrics.challenge import examined_dice, mean_dice
 from ctseg.methods.unimatch import UniMatchStep
 from ctseg.models import create_model
 from ctseg.models.costs import PeakMemory, multiply_adds
@@ -158,8 +158,7 @@ def hours(rows: list[dict], measured: dict) -> list[dict]:
 def score(run: Path, test, plan: DevicePlan) -> float:
     "Mean Dice of a run on test slices with truth."
     masks = predict_masks(load_predictor(run, str(plan.device)), test.images)
-    dice = dice_table(masks, test.masks, len(test.classes))
-    return float(mean_dice(np.where(test.known, dice, np.nan)))
+    return mean_dice(examined_dice(masks, test))
 
 
 def runs(data: Path, out: Path, plan: DevicePlan, settings: Sequence[str], until: float, done: list[dict],

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from results import RESULTS
 
 from ctseg.core.atomic import atomic_path
 from ctseg.data.slices import SliceSet
 from ctseg.metrics.bootstrap import interval, scores_of_sums
-from ctseg.metrics.challenge import dice_table
-
-RESULTS = Path(__file__).resolve().parent.parent/"nbs"/"benchmarks"/"results"
+from ctseg.metrics.challenge import examined_dice
 
 
 def dice_by_patient(labels: np.ndarray, slices: SliceSet) -> list[dict]:
@@ -21,8 +20,7 @@ def dice_by_patient(labels: np.ndarray, slices: SliceSet) -> list[dict]:
     labels: uint8 [N,H,W]. Cells do not count that nobody examined, or that have a class neither drawn nor
     true.
     """
-    table = dice_table(labels, slices.masks, len(slices.classes))
-    table = np.where(slices.known, table, np.nan)
+    table = examined_dice(labels, slices)
     rows = []
     for patient in np.unique(slices.groups):
         own = table[slices.groups == patient]

@@ -23,20 +23,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import results
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ctseg.core.atomic import atomic_path
 from ctseg.core.optional import import_timm
 from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.data.splits import select_labelled
 from ctseg.io.volumes import resize_slices
-from ctseg.metrics.challenge import dice_table, mean_dice
+from ctseg.metrics.challenge import examined_dice, mean_dice
 from ctseg.models.weights import published_weights
 
-RESULTS = Path(__file__).resolve().parent.parent/"nbs"/"benchmarks"/"results"/"peers"
+RESULTS = results.RESULTS/"peers"
 LITE = "tf_efficientnet_lite0"
 BATCH, RATE = 16, 1e-3
 
@@ -211,12 +211,10 @@ def predict(net: nn.Module, images: np.ndarray, softmax: bool, size: tuple[int, 
 
 def keep(target: Path, test: SliceSet, masks: np.ndarray, facts: dict) -> float:
     "Write the Dice of each slice and class; their mean, as the challenge takes it."
-    table = dice_table(masks, test.masks, len(test.classes))
-    dice = np.where(test.known, table, np.nan).astype(np.float32)
-    with atomic_path(target) as tmp:
-        np.savez_compressed(
-            tmp, dice_argmax=dice, truth=test.present, groups=test.groups,
-            classes=np.array(test.classes.names), facts=json.dumps(facts))
+    dice = examined_dice(masks, test).astype(np.float32)
+    results.write_arrays(
+        target, dice_argmax=dice, truth=test.present, groups=test.groups,
+        classes=np.array(test.classes.names), facts=json.dumps(facts))
     return mean_dice(dice)
 
 
@@ -244,7 +242,7 @@ def main(description: str, peers: dict, out: Path, train: Callable):
             net = train(name, slices, steps, seed, a.bf16)
             seconds = round(time.process_time() - begin) if a.steps else a.seconds
             images = of_size(test, a.size).images
-            masks = predict(net, images, peers[name].softmax, test.images.shape[1:])
+            masks = predict(net, images, peers[name].softmax, test.image_shape)
             facts = dict(name=name, labelled=a.labelled, seed=seed, steps=steps, processor_seconds=seconds,
                          size=a.size, bf16=a.bf16)
             print(f"{target.stem}  {keep(target, test, masks, facts):.4f}  {steps} steps", flush=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from results import RESULTS
 from scipy.stats import chi2
 
 from ctseg.core.device import pick_device
@@ -22,7 +23,6 @@ from ctseg.prediction.predictor import load_predictor, predict_masks
 from ctseg.prediction.saved import run_spec
 from ctseg.runs.folder import Run
 
-RESULTS = Path(__file__).resolve().parent.parent/"nbs"/"benchmarks"/"results"
 FEATURES = 5
 LEAST = 6  # outlines of a class, or its structures are never taken away
 QUANTILES = (0.9, 0.99, 0.999, 0.9999)
