@@ -17,9 +17,29 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import results
+import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT/"nbs"/"benchmarks"/"results"/"context"
+from ctseg.core.anatomy import RAIDIUM54, ClassMap
+from ctseg.data.sources import read_slices
+from ctseg.inference.rule import Rule
+from ctseg.io.cases import Case
+from ctseg.io.folders import write_volumes
+from ctseg.io.neighbours import with_neighbours
+from ctseg.io.openkbp import import_openkbp, openkbp_patients, read_openkbp
+from ctseg.io.slicing import Slicing
+from ctseg.io.volumes import Volume, as_slices
+from ctseg.metrics.challenge import dice_table, mean_dice
+from ctseg.phantom.anatomy import whole_body
+from ctseg.phantom.cut import view
+from ctseg.phantom.painting import paint_slice
+from ctseg.phantom.scanner import scanner_noise
+from ctseg.prediction.predictor import load_predictor, predict_masks
+from ctseg.recipes.fit import fit
+from ctseg.recipes.table import get_recipe
+from ctseg.runs.folder import Run
+from ctseg.runs.notes import read_timings
+
 TRAIN, TEST, SLICES, SIDE, STEP = 32, 16, 14, 64, 5.
 REAL_SLICES = 64
 REAL_TRAIN = (
@@ -38,12 +58,6 @@ STRUCTURES = (
 
 def phantom_volume(number: int):
     "The scan of one patient, with every structure examined."
-    from ctseg.core.anatomy import RAIDIUM54
-    from ctseg.io.volumes import Volume
-    from ctseg.phantom.anatomy import whole_body
-    from ctseg.phantom.cut import view
-    from ctseg.phantom.painting import paint_slice
-    from ctseg.phantom.scanner import scanner_noise
     rng = np.random.default_rng([22, number])
     body = whole_body([22, number, 0])
     fov, lowest = rng.uniform(340, 420), rng.uniform(220, 370)
@@ -63,10 +77,6 @@ def phantom_volume(number: int):
 
 def make_data(folder: Path):
     "The imported volumes, as a challenge folder."
-    from ctseg.core.anatomy import ClassMap
-    from ctseg.io.cases import Case
-    from ctseg.io.folders import write_volumes
-    from ctseg.io.slicing import Slicing
     cases = [
         Case(f"phantom {n}", partial(phantom_volume, n), n, split="train" if n < TRAIN else "test")
         for n in range(TRAIN + TEST)
@@ -76,8 +86,6 @@ def make_data(folder: Path):
 
 def chosen_slices(folder: Path) -> list[list]:
     "Rows of a choice for `import openkbp`: slices downward from the topmost one with a contour."
-    from ctseg.io.geometry import as_slices
-    from ctseg.io.openkbp import read_openkbp
     volume = read_openkbp(folder)
     drawn = as_slices(volume.labels, volume.affine).any((1, 2)).nonzero()[0]
     examined = [int(id) for id in volume.known.nonzero()[0] + 1]
@@ -87,7 +95,6 @@ def chosen_slices(folder: Path) -> list[list]:
 
 def make_real_data(folder: Path, clone: Path):
     "Patients of OpenKBP, as a challenge folder of slices that follow each other."
-    from ctseg.io.openkbp import import_openkbp, openkbp_patients
     patients = openkbp_patients(clone)
     choice = {"size": SIDE, "train": [], "test": []}
     for split, numbers in (("train", REAL_TRAIN), ("test", REAL_TEST)):
@@ -100,16 +107,7 @@ def make_real_data(folder: Path, clone: Path):
 
 def measure(data: Path, runs: Path, epochs: int, context: int, seed: int, real: bool = False):
     "Train, score the test slices, keep the tables."
-    from ctseg.core.atomic import atomic_path
-    from ctseg.data.sources import read_slices
-    from ctseg.inference.rule import Rule
-    from ctseg.io.neighbours import with_neighbours
-    from ctseg.metrics.challenge import dice_table, mean_dice
-    from ctseg.prediction.predictor import load_predictor, predict_masks
-    from ctseg.recipes.fit import fit
-    from ctseg.recipes.table import get_recipe
-    from ctseg.runs.notes import read_timings
-    target = RESULTS/f"{'openkbp-'*real}{epochs}-{context}-s{seed}.npz"
+    target = results.RESULTS/"context"/f"{'openkbp-'*real}{epochs}-{context}-s{seed}.npz"
     if target.exists(): return
     recipe = get_recipe("marginal-log").change(context=context, epochs=epochs, **SETTINGS)
     run = fit(data, recipe, runs/target.stem, seed, resume=True, device="cpu", progress=False)
@@ -120,26 +118,22 @@ def measure(data: Path, runs: Path, epochs: int, context: int, seed: int, real: 
     place = np.arange(len(test)) % (REAL_SLICES if real else SLICES)
     facts = dict(context=context, epochs=epochs, seed=seed, settings=SETTINGS)
     facts["seconds"] = round(run_seconds(run))
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    with atomic_path(target) as tmp, open(tmp, "wb") as f:
-        np.savez_compressed(
-            f, argmax=tables[0], rule=tables[1], groups=test.groups, place=place,
-            classes=np.array(test.classes.names), facts=json.dumps(facts),
-        )
+    results.write_arrays(
+        target, argmax=tables[0], rule=tables[1], groups=test.groups, place=place,
+        classes=np.array(test.classes.names), facts=json.dumps(facts))
     print(target.stem, [round(mean_dice(table), 4) for table in tables], flush=True)
 
 
-def run_seconds(run) -> float:
+def run_seconds(run: Run) -> float:
     "How long the epochs of a run took."
     return sum(row["seconds"] for row in read_timings(run))
 
 
-if __name__ == "__main__":
-    import torch
+def main():
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the volumes; made if not there")
-    parser.add_argument("--runs", type=Path, default=ROOT/"runs"/"context")
+    parser.add_argument("--runs", type=Path, default=results.ROOT/"runs"/"context")
     parser.add_argument("--epochs", type=int, nargs="+", default=[12, 24])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--openkbp", type=Path, help="a clone of ababier/open-kbp: real scans instead")
@@ -150,3 +144,6 @@ if __name__ == "__main__":
     for epochs in args.epochs:
         for seed in args.seeds:
             for context in (0, 1): measure(args.data, args.runs, epochs, context, seed, real)
+
+
+if __name__ == "__main__": main()
