@@ -4,10 +4,12 @@ holds them to the limits.
 A figure points at a place to look; it replaces no reader. The limits are those of CONTRIBUTING.md.
 """
 import ast
+import builtins
 import io
 import json
 import re
 import statistics
+import symtable
 import sys
 import tokenize
 from collections.abc import Iterator
@@ -155,6 +157,19 @@ def unused_imports(module: Module) -> Iterator[int]:
         for alias in () if wanted else node.names:
             if (alias.asname or alias.name).split(".")[0] not in used | words:
                 yield node.lineno
+
+
+def undefined_names(module: Module) -> set[str]:
+    "Names that a function reads and that neither it, nor the module, nor Python defines."
+    top = symtable.symtable(module.source, module.name, "exec")
+    bound = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
+    given = bound | set(dir(builtins)) | {"__file__", "__name__", "__doc__"}
+    read, tables = set(), [top]
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        read |= {s.get_name() for s in table.get_symbols() if s.is_global() and s.is_referenced()}
+    return read - given
 
 
 def exported_names(module: Module) -> int:

@@ -35,6 +35,20 @@ def test_an_unused_import_is_found():
     assert list(house.unused_imports(house.Module("ctseg/x.py", text))) == [1, 3]
 
 
+SCRIPTS = sorted([*(ROOT/"tools").rglob("*.py"), *(ROOT/"paper").glob("*.py")])
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_a_script_reads_only_names_that_are_defined_and_imports_no_other(path):
+    module = house.Module(path.name, path.read_text(encoding="utf-8"))
+    assert not house.undefined_names(module) and not list(house.unused_imports(module))
+
+
+def test_an_undefined_name_is_found():
+    text = "import os\ndef f(a):\n    from re import sub\n    return sub, os, a, len\ndef g(): return sub\nclass A: b = f\n"
+    assert house.undefined_names(house.Module("x.py", text)) == {"sub"}
+
+
 def test_a_name_of_two_modules_is_found():
     "Classes and functions; private names and commands are left out."
     texts = {
