@@ -1,6 +1,5 @@
 "The sample in the repository: what its README says, and how its slices are chosen."
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT/"data_sample"
-sys.path.insert(0, str(ROOT/"tools"))
 
 from make_sample import choose_slices, make_sample, spread_over_patients
 

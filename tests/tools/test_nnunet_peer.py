@@ -1,15 +1,12 @@
 "What tools/nnunet_peer.py does around nnU-Net, without nnU-Net."
 import json
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 from skimage.io import imread
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT/"tools"))
 import nnunet_peer
 
 from ctseg.data.toys import toy_set

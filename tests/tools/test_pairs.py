@@ -11,7 +11,6 @@ import pytest
 from execnb.nbio import mk_cell, new_nb, read_nb, write_nb
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT/"tools"))
 import pairs
 
 OUTPUT = {"output_type": "stream", "name": "stdout", "text": ["1\n"]}

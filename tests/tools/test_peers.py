@@ -1,14 +1,10 @@
 "What other libraries train on the same folder: a masked loss hears nothing of what nobody examined."
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT/"tools"))
 import peers
 
 pytestmark = pytest.mark.skipif(

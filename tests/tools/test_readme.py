@@ -1,11 +1,10 @@
 "README.md is what `nbs/index.ipynb` says, and what it points to exists."
-import re, sys
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT/"tools"))
 import readme as tool
 
 HINT = "run `make prepare` (or `python tools/readme.py`)"

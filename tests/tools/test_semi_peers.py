@@ -10,7 +10,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT/"data_sample"
-sys.path.insert(0, str(ROOT/"tools"))
 import peers
 import semi_peers
 
