@@ -1,5 +1,13 @@
 "The command line as a user meets it: the whole job, and one clear line with exit status 2 for every mistake."
-import errno, json, os, re, shutil, signal, subprocess, sys, time
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
@@ -188,7 +196,7 @@ def test_a_disk_error_that_nothing_nearer_tells(monkeypatch, error, says):
     assert code == 2 and err.strip() == says
 
 
-def test_lists():
+def test_the_lists_show_recipes_and_models():
     code, out, _ = ctseg("recipes")
     assert code == 0 and "(default)" in out and "original-teacher-student   the original method" in out
     assert "seed-" not in out and "\noriginal-pretrain-finetune " in out

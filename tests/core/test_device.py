@@ -36,7 +36,7 @@ def machine(monkeypatch):
     return make
 
 
-def test_plans(machine, monkeypatch):
+def test_the_plan_follows_the_card(machine, monkeypatch):
     machine("Tesla T4", (7, 5), count=2)
     assert str(device.pick_device()) == "cuda:0 (Tesla T4), fp16" and device.pick_device().can_compile
     assert device.pick_device("cuda:1").device.index == 1
@@ -59,13 +59,13 @@ def test_a_card_without_kernels_is_refused_with_a_remedy(machine):
     with pytest.raises(InputError, match=r"sm_103.*install a newer torch"): device.pick_device()
 
 
-def test_no_gpu(machine):
+def test_without_a_gpu_the_cpu_is_taken_unless_one_is_asked_for(machine):
     machine("", (0, 0), count=0)
     assert device.pick_device().device.type == "cpu"
     with pytest.raises(InputError, match="sees no GPU; use --device cpu"): device.pick_device("cuda")
 
 
-def test_doctor(machine):
+def test_the_doctor_tells_cards_and_versions(machine):
     machine("Tesla T4", (7, 5))
     facts = device.doctor()
     assert facts["gpus"] == [

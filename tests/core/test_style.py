@@ -24,7 +24,7 @@ def closed():
 def legend(fig): return [text.get_text() for text in fig.legends[0].get_texts()]
 
 
-def test_overlay():
+def test_an_overlay_colours_structures_alone():
     picture = style.overlay(IMAGE, MASK, CLASSES, opacity=.5)
     assert picture.shape == (8, 8, 3) and picture.dtype == np.uint8
     assert (picture[MASK == 0] == 100).all()
@@ -57,7 +57,7 @@ def test_masks_in_rows():
     assert legend(fig) == ["liver", "kidney_right"]
 
 
-def test_states():
+def test_the_three_states_have_a_number_and_a_colour():
     states = style.states_of(present=np.array([[True, False, False]]), known=np.array([[True, True, False]]))
     assert states.tolist() == [[style.PRESENT, style.ABSENT, style.UNKNOWN]] and states.dtype == np.uint8
     assert [list(style.STATE_COLOURS)[s] for s in states[0]] == ["present", "absent", "unknown"]

@@ -36,7 +36,7 @@ def names():
     AUGMENTATIONS.entries.update(before)
 
 
-def test_built_in():
+def test_the_augmentations_that_are_built_in():
     assert AUGMENTATIONS.names()[:3] == ["none", "mild", "strong"]
     assert [make_augment(AugmentSettings(name=name), CLASSES) for name in ("none", "mild", "strong")] == [
         NO_AUGMENT,

@@ -63,7 +63,7 @@ def ignored_set(n=4, size=16):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("per_pixel", [False, True])
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
-def test_losses(loss, per_pixel, weighted):
+def test_losses_do_not_hear_what_is_said_there(loss, per_pixel, weighted):
     """What a network says there changes neither value nor gradient: they are those of the weight 0, and
     exactly 0 there."""
     z, mask, known, weight = loss_case(1, per_pixel=per_pixel)
@@ -107,7 +107,7 @@ def test_presence_and_calibration():
     assert known_nll(z, mask, batch.known, "softmax") == known_nll(other, mask, batch.known, "softmax")
 
 
-def test_metrics():
+def test_metrics_do_not_count_them():
     truth = np.array([[[1, 1, IGNORE, 0, 0, 2]]], np.uint8)
     wild, tame = np.array([[[1, 0, 2, 0, 0, 2]]], np.uint8), np.array([[[1, 0, 0, 0, 0, 2]]], np.uint8)
     for scores in (dice_table, surface_dice):
@@ -170,7 +170,7 @@ def test_teachers_leave_it_alone():
         assert (student_gradient.movedim(1, -1)[ignored] == 0).all()
 
 
-def test_files(tmp_path):
+def test_files_keep_them(tmp_path):
     s = ignored_set()
     for split in ("train", "test"): write_challenge(s, tmp_path/"d", split)
     for split in ("train", "test"):
@@ -202,7 +202,7 @@ def test_class_numbers():
         SliceSet(s.images, np.full((1, 1, 2), 254, np.uint8), "all", classes=["a"])
 
 
-def test_pictures():
+def test_pictures_show_them_in_white():
     s = ignored_set()
     picture = overlay(s.images[0]*0, s.masks[0], s.classes, opacity=1)
     assert (picture[s.masks[0] == IGNORE] == 255).all() and not (picture[s.masks[0] == 0]).any()

@@ -9,7 +9,7 @@ from ctseg.data.sampling import EpochSampler
 @quick
 @given(n=st.integers(1, 50), batch=st.integers(1, 6), world=st.integers(1, 3), epoch=st.integers(0, 9), drop=st.booleans(),
        weighted=st.booleans())
-def test_sampler(n, batch, world, epoch, drop, weighted):
+def test_processes_share_every_epoch_of_the_sampler(n, batch, world, epoch, drop, weighted):
     batch *= world
     weights = np.random.default_rng(n).uniform(.5, 3, n) if weighted else None
     make = lambda **kw: EpochSampler(n, batch, 7, weights, drop_last=drop, **kw)

@@ -38,7 +38,7 @@ def test_images_alone_are_unlabelled():
     assert SliceSet(IMAGES, known=np.ones((3, 2), bool)).known.all()  # examined in vain
 
 
-def test_defaults():
+def test_what_is_left_out_of_a_set_gets_a_default():
     s = SliceSet(IMAGES, MASKS, "all")
     assert (
         s.names == ("0.png", "1.png", "2.png")

@@ -26,7 +26,7 @@ def grouped_sets(draw):
 
 @quick
 @given(s=grouped_sets(), k=st.integers(2, 5), seed=st.integers(0, 99))
-def test_folds(s, k, seed):
+def test_no_group_crosses_folds_and_no_fold_is_empty(s, k, seed):
     fold = grouped_folds(s, k, seed)
     assert fold.dtype == np.int64 and fold.min() >= 0 and fold.max() < k
     for g in np.unique(s.groups): assert len(np.unique(fold[s.groups == g])) == 1  # no group crosses folds

@@ -101,7 +101,7 @@ def test_many_shards(tmp_path, monkeypatch, size):
     assert np.array_equal(read_store(tmp_path/"s").images[wanted], images[wanted])
 
 
-def test_address():
+def test_a_store_may_lie_at_an_address():
     pytest.importorskip("fsspec")
     slices = random_slices()
     write_store(slices, "memory://ctseg-test/thorax")
@@ -109,7 +109,7 @@ def test_address():
     assert store_place("data_sample").name == "data_sample" and str(store_place("hf/x")) == "hf/x"
 
 
-def test_unions_and_pairs(tmp_path):
+def test_a_store_keeps_unions_and_pairs(tmp_path):
     classes = ClassMap(("kidney", "kidney_left", "kidney_right"), ((2, 3),), ((1, (2, 3)),))
     masks = np.array([[[1, 0]], [[2, 3]]], np.uint8)
     slices = SliceSet(masks, masks, np.array([[1, 0, 0], [1, 1, 1]], bool), classes=classes)

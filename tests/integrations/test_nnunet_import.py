@@ -27,7 +27,7 @@ def dataset(root, ending=".png", **changes):
     return root
 
 
-def test_slices(tmp_path, monkeypatch):
+def test_a_folder_of_nnunet_becomes_slices(tmp_path, monkeypatch):
     monkeypatch.setenv("CTSEG_CACHE", str(tmp_path/"cache"))
     facts = import_nnunet(dataset(tmp_path/"raw"), tmp_path/"out")
     s = read_challenge(tmp_path/"out")

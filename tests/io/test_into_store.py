@@ -47,7 +47,7 @@ def scans(tmp_path_factory):
 RENAMED = ["--rename", "names.json"]
 
 @pytest.mark.parametrize("options", [RENAMED, ["--window", "random"], ["--size", "8", "--test-share", "0.4", "--every", "2"]])
-def test_volumes(scans, tmp_path, monkeypatch, options):
+def test_volumes_go_into_a_store_as_into_a_folder(scans, tmp_path, monkeypatch, options):
     monkeypatch.chdir(tmp_path)
     write_json({TWO.names[1]: "first", TWO.names[0]: "second"}, "names.json")
     words = ["import", "nifti", scans]
@@ -68,7 +68,7 @@ def test_volumes(scans, tmp_path, monkeypatch, options):
     assert not list(tmp_path.glob("*.parts")) and not list(tmp_path.glob(".*"))
 
 
-def test_pictures(tmp_path):
+def test_pictures_go_into_a_store_as_into_a_folder(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("images/p0_0", "images/p0_1", "images/p1_0", "masks/p0_1", "test/p2_0"):
         path = tmp_path/f"{name}.png"

@@ -20,7 +20,7 @@ from ctseg.metrics.label_folders import patients_of_cases
         "value,class\r\n1.0,kidney_left\r\n2.0,kidney_right\r\n",
     ],
 )
-def test_tables(tmp_path, text):
+def test_tables_of_labels_are_read_in_many_forms(tmp_path, text):
     (tmp_path / "labels.csv").write_text(text, encoding="utf-8", newline="")
     assert table_classes(tmp_path / "labels.csv") == TWO
 

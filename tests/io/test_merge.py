@@ -106,7 +106,7 @@ def test_patients_stay_apart_and_remain_who_they_are(three, tmp_path):
     assert groups[0] == groups[1] != groups[6] == groups[7] and len(set(groups)) == 3 + 3 + 6
 
 
-def test_the_tables(three, tmp_path):
+def test_the_tables_tell_what_came_from_where(three, tmp_path):
     facts = merge(three, tmp_path/"m", unions=LUNGS)
     rows = pd.read_csv(tmp_path/"m/sources.csv").set_index(["source", "split", "class"])
     assert rows.loc[("b", "train", "liver"), ["called", "slices", "examined"]].tolist() == ["Liver", 6, 3]
@@ -452,7 +452,7 @@ def test_millimetres_decide_where_all_know_them(tmp_path):
 # --- the command ------------------------------------------------------------------------------------------
 # ---------------------------
 
-def test_the_command(three, tmp_path):
+def test_the_command_merges_folders_that_check_accepts(three, tmp_path):
     (tmp_path/"u.json").write_text(json.dumps(LUNGS))
     code, out, err = ctseg("merge", *three, "--out", tmp_path/"m", "--unions", tmp_path/"u.json")
     assert code == 0 and "liver" in out and "sources: 3" in out and "train: 18" in out, err

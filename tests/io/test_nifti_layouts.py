@@ -46,7 +46,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("image, labels", PAIRS)
-def test_pairs(tmp_path, image, labels):
+def test_images_and_labels_are_paired_by_name(tmp_path, image, labels):
     save(HU, tmp_path / "src" / f"{image}.nii.gz", GRID)
     save(LABELS, tmp_path / "src" / f"{labels}.nii.gz", GRID)
     facts = import_nifti(tmp_path / "src", tmp_path / "out", classes=TWO, annotated="all")
@@ -63,7 +63,7 @@ def test_folders_that_differ_in_capitals(tmp_path, folders):
 
 
 @pytest.mark.parametrize("names", [["p1", "p2_seg"], ["p1", "p1_seg", "p1_mask"], ["Seg/p1"], ["CT/p1", "seg/p1", "mask/p1"]])
-def test_refused(tmp_path, names):
+def test_names_that_make_no_pair_are_refused(tmp_path, names):
     for name in names:
         save(LABELS, tmp_path / "src" / f"{name}.nii.gz", GRID)
     with pytest.raises(InputError) as e:

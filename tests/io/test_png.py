@@ -537,7 +537,7 @@ def test_a_sample_decides_rows_order_and_names(d):
     assert not (d/"no.csv").exists()
 
 
-def test_the_commands(d):
+def test_the_command_imports_and_exports(d):
     prepared(d, long)
     code, out, err = ctseg(
         "import",

@@ -36,5 +36,5 @@ def test_bad_slicing(kw):
     one_line(e)
 
 
-def test_window():
+def test_a_window_maps_its_ends_to_0_and_255():
     assert to_8bit(np.array([-160.0, 240, 40]), *WINDOWS["soft"]).tolist() == [0, 255, 128]

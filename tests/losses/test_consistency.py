@@ -34,7 +34,7 @@ def test_consistency():
     with pytest.raises(ValueError, match="l2"): consistency_loss(s, t, kind="l1")
 
 
-def test_volumes():
+def test_volumes_are_one_more_axis_of_pixels():
     "A fifth axis is one more axis of pixels."
     g = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 3, 4, 5, 6, generator=g).softmax(1), torch.randn(

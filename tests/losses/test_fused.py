@@ -38,7 +38,7 @@ CASES += [(DiceLoss, {})]
 @pytest.mark.parametrize("per_pixel", [False, True])
 @pytest.mark.parametrize("weighted", [False, True, "class"])
 @pytest.mark.parametrize("cls, options", CASES)
-def test_equals_plain(cls, options, weighted, per_pixel):
+def test_the_fused_loss_equals_the_plain_one(cls, options, weighted, per_pixel):
     if weighted == "class" and cls is not MaskedSigmoidLoss: pytest.skip("softmax takes one weight a pixel")
     loss, plain = cls(**options), PLAIN[cls](**options)
     for seed in range(4):

@@ -5,7 +5,7 @@ from ctseg.losses.fused import MaskedSigmoidLoss
 from ctseg.losses.registry import LOSSES, create_loss
 
 
-def test_names():
+def test_a_loss_is_created_by_name_or_refused_with_a_hint():
     assert type(create_loss("masked", reduction="image")) is MaskedSigmoidLoss
     for name, kw, tell in (
         ("maskd", {}, "did you mean masked"),

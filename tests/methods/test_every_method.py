@@ -8,6 +8,7 @@ import torch
 from helpers.phases import FOUR, phases, weights
 from helpers.toys import small, toy
 
+from ctseg.prediction.predictor import load_predictor
 from ctseg.recipes.fit import fit
 from ctseg.runs.folder import Run
 from ctseg.runs.job import Job
@@ -64,7 +65,11 @@ def test_without_unlabelled_images_a_method_is_its_supervised_form(tmp_path, nam
 
 @pytest.mark.parametrize("name", SEMI)
 def test_a_network_may_work_at_another_size_than_the_images(tmp_path, name):
-    fit(toy(), small(name, "image_size=16", "epochs=1"), tmp_path/"run", device="cpu", progress=False)
+    slices = toy()
+    run = fit(slices, small(name, "image_size=16", "epochs=1"), tmp_path/"run", device="cpu", progress=False)
+    predictor = load_predictor(run.folder, "cpu")
+    assert predictor.members[0].image_size == 16
+    assert predictor.predict(slices.images[:2]).shape == (2, *slices.image_shape)
 
 
 @pytest.mark.parametrize("ema", [0, .1])

@@ -29,7 +29,7 @@ def test_equals_the_definition(case):
     (np.zeros((2, 4, 4), np.uint8), np.full((2, 4, 4), -1), "expected 0…3"),
     (np.zeros((2, 4, 4)), np.zeros((2, 4, 4), np.uint8), "whole numbers"),
 ])
-def test_bad_masks(pred, truth, tell):
+def test_masks_that_cannot_be_scored_are_refused(pred, truth, tell):
     with pytest.raises(InputError, match=tell): dice_table(pred, truth, 3)
 
 
@@ -54,7 +54,7 @@ def test_many_classes_do_not_overflow():
     assert (both == 0).all() and (a == 1).all() and (b == 1).all()
 
 
-def test_volumes():
+def test_volumes_score_as_images_do_where_shape_does_not_count():
     "Dice and surface Dice of volumes [N,D,H,W]: a Dice does not ask for a shape, a surface does."
     g = np.random.default_rng(0)
     pred, truth = (g.integers(0, 4, (2, 5, 6, 7)).astype(np.uint8) for _ in range(2))

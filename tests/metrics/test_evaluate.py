@@ -10,7 +10,7 @@ from ctseg.metrics import evaluate as module
 from ctseg.metrics.evaluate import evaluate, evaluate_files
 
 
-def test_files(tmp_path):
+def test_files_score_as_their_arrays_do(tmp_path):
     rng = np.random.default_rng(0)
     truth, pred = rng.integers(0, 4, (2, 5, 8, 8), dtype=np.uint8)
     names, classes = [f"{i}.png" for i in range(5)], ClassMap.from_names(["a", "b", "c"])

@@ -17,7 +17,7 @@ def is_score(fact: float | None, score: float) -> bool:
 
 @settings(max_examples=80, deadline=None)
 @given(cases(known=True))
-def test_partial_truth(case):
+def test_unexamined_cells_are_not_scored(case):
     pred, truth, C, known = case
     truth = np.where(
         np.c_[np.ones(len(known), bool), known][np.arange(len(known))[:, None, None], truth], truth, 0

@@ -38,7 +38,7 @@ def places(tmp_path, truth):
 @pytest.mark.parametrize("annotated", [None, "all"])
 @pytest.mark.parametrize("block", [1, 7, 1000])
 @pytest.mark.parametrize("prediction", ["labels", "labels.csv"])
-def test_same_as_in_memory(places, truth, annotated, block, prediction):
+def test_a_store_scores_as_its_arrays_do(places, truth, annotated, block, prediction):
     folder, labels = places
     known = None if annotated else truth.known
     ours = evaluate_stored(folder/"truth", folder/prediction, annotated, block)
@@ -52,14 +52,14 @@ def test_same_as_in_memory(places, truth, annotated, block, prediction):
     assert np.allclose(ours["table"].astype(float), table.astype(float), atol=1e-9, equal_nan=True)
 
 
-def test_command(places):
+def test_the_command_scores_a_store(places):
     folder, _ = places
     code, out, err = ctseg("evaluate", folder/"truth", folder/"labels")
     assert code == 0 and "dice" in out and "kidney_left" in out, err
     assert ctseg("evaluate", folder/"truth", folder/"labels", "--mm")[0] == 2
 
 
-def test_mistakes(places, truth, tmp_path):
+def test_stores_that_do_not_fit_each_other_are_refused(places, truth, tmp_path):
     folder, labels = places
     write_store(replace(truth, names=[f"x{n}" for n in truth.names]), tmp_path/"other")
     told(lambda: evaluate_stored(folder/"truth", tmp_path/"other"), "no image")
@@ -68,7 +68,7 @@ def test_mistakes(places, truth, tmp_path):
     told(lambda: evaluate_stored(folder/"truth", folder/"labels", "json"), "json")
 
 
-def test_many_groups(monkeypatch):
+def test_many_groups_are_drawn_in_parts_with_the_same_scores(monkeypatch):
     "Where a table of groups and images, or of draws and groups, would be large, sums and draws are the same."
     rng = np.random.default_rng(0)
     table = rng.random((2, 60, 5))

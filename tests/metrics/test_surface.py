@@ -9,7 +9,7 @@ from ctseg.metrics.surface import surface_dice
 
 @settings(max_examples=60, deadline=None)
 @given(cases(), st.sampled_from([0., 1., 1.5, 2., 3.]))
-def test_surface_dice(case, tolerance):
+def test_surface_dice_counts_edge_pixels_within_the_tolerance(case, tolerance):
     pred, truth, C = case
     # pixels with one of the four neighbours outside; so is all beyond the frame
     edge = lambda m: m & ~ndimage.binary_erosion(m)

@@ -19,7 +19,7 @@ def test_small_stands_for_every_listed_model():
 
 @pytest.mark.parametrize("size", [(61, 47), (64, 64), (7, 90)])
 @pytest.mark.parametrize("name", SMALL_NETWORKS)
-def test_contract(name, size):
+def test_every_network_keeps_the_contract(name, size):
     """Any size; forward is decode(encode); channels as declared; from high to low resolution; the input is
     left alone."""
     model = make(name, presence=5).eval()

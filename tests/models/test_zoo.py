@@ -26,12 +26,12 @@ from ctseg.models.zoo import model_keywords
     ("classes is -1", ("attunet",), dict(width=4, presence=-1)),
     ("no such weights file", ("attunet",), dict(width=4, weights="nowhere.pth")),
 ])
-def test_mistakes(match, args, kw):
+def test_impossible_networks_are_refused(match, args, kw):
     refused(match, *args, **kw)
 
 
 @pytest.mark.parametrize("name", ["nnunet", "nnunet-resenc", "unet:resnet34"])
-def test_missing_extra(monkeypatch, name):
+def test_a_missing_package_is_told_with_its_extra(monkeypatch, name):
     "Without the optional packages the error names the extra."
     optional = ("segmentation_models_pytorch", "dynamic_network_architectures")
     real_import = importlib.import_module
@@ -54,5 +54,5 @@ def test_counts_published(name, in_chans, out_chans, published):
     assert count_parameters(create_model(name, in_chans, out_chans)) == published
 
 
-def test_keywords():
+def test_the_keywords_of_a_network_are_told():
     assert "width" in model_keywords("attunet")

@@ -53,7 +53,7 @@ def test_hidden_labels_are_hidden_and_shown_ones_true(world):
     assert (~empty.present.any(1)).sum() >= 56 and (empty.known.sum(1) == 27).all()
 
 
-def test_a_folder(tmp_path):
+def test_a_phantom_is_a_challenge_folder(tmp_path):
     make_phantom(tmp_path/"a", labelled=6, unlabelled=4, test=3, size=32, seed=1, truth=True)
     train, test = read_challenge(tmp_path/"a", cache=False), read_challenge(tmp_path/"a", "test", cache=False)
     assert train.labelled.tolist() == [True]*6 + [False]*4 and test.known.all() and len(test) == 3

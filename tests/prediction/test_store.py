@@ -17,7 +17,7 @@ def write_one(path):
         add("0.png", np.ones((3, 6, 5), np.float32))
 
 
-def test_stored_probabilities(tmp_path):
+def test_stored_probabilities_come_back_within_half_a_step(tmp_path):
     rng = np.random.default_rng(0)
     prob = rng.random((3, 3, 6, 5), np.float32)*(rng.random((3, 3, 6, 5)) < 0.3)
     prob[:, 1] = 0.0004  # below half a step: not worth a class

@@ -29,7 +29,7 @@ def world(tmp_path_factory):
     return folder
 
 
-def test_same_labels(world, tmp_path):
+def test_a_store_and_a_folder_give_the_same_labels(world, tmp_path):
     predictor = load_predictor(world/"run", "cpu")
     facts = [
         predict_folder(predictor, world/images, tmp_path/out, batch_size=3)
@@ -56,7 +56,7 @@ def test_same_labels(world, tmp_path):
         assert scored["facts"]["interval"] == pytest.approx(whole["facts"]["interval"], abs=1e-9)
 
 
-def test_commands(world, tmp_path):
+def test_predict_evaluate_and_report_take_stores(world, tmp_path):
     code, out, err = ctseg(
         "predict",
         world/"run",
@@ -83,7 +83,7 @@ def test_training_slices_where_there_is_no_test(tmp_path):
     )
 
 
-def test_mistakes(world, tmp_path):
+def test_a_mistake_leaves_stores_as_they_are(world, tmp_path):
     predictor = load_predictor(world/"run", "cpu")
     before = tree(world/"s.zarr")
     told(lambda: predict_folder(predictor, world/"s.zarr", world/"s.zarr"), "exists already")

@@ -112,7 +112,7 @@ def place(tmp_path_factory):
     return place
 
 
-def test_the_command(place, tmp_path):
+def test_the_command_names_the_slices_to_annotate(place, tmp_path):
     slices = toy()
     code, out, err = ctseg(
         "suggest",

@@ -77,7 +77,7 @@ def test_a_mistake_is_one_line(world, args, says):
     assert code == 2 and says in err and len(err.strip().splitlines()) == 1, err
 
 
-def test_the_command(world, tmp_path):
+def test_the_command_compares_on_test_slices(world, tmp_path):
     runs, page = [world/"a", world/"c"], tmp_path/"c.html"
     code, out, err = ctseg(
         "report", *runs, "--data", world/"data", "--split", "test", "--out", page, "--device", "cpu"

@@ -109,7 +109,7 @@ def test_no_person_no_place_no_date(tmp_path):
     assert "encoder.safetensors" in page and "slice 1" in page
 
 
-def test_nothing_escapes(tmp_path):
+def test_names_cannot_bring_markup_into_a_page(tmp_path):
     evil = '"></script><img src=x onerror=alert(1)>'
     slices = replace(toy(32, labelled=24), classes=ClassMap.from_names([evil, "<b>disc", "bar & 'co'"]))
     run, other = (fake_run(tmp_path/name, slices, seed, rule=SEES) for seed, name in enumerate(["run", "other"]))
@@ -168,7 +168,7 @@ def test_a_mistake_is_one_line(world, args, says):
     assert sorted(world.rglob("*")) == before
 
 
-def test_the_command(world, tmp_path):
+def test_the_command_writes_the_page_that_was_asked_for(world, tmp_path):
     out = tmp_path/"page.html"
     code, _, err = ctseg(
         "report", world/"a", "--data", world/"data", "--out", out, "--slices", 3, "--device", "cpu"

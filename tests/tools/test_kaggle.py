@@ -1,8 +1,17 @@
 "The Kaggle notebooks: metadata by Kaggle's own client, the wheel, and a session that is cut and continued."
-import importlib.util, json, os, re, shutil, subprocess, sys, sysconfig, zipfile
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
 from pathlib import Path
 
-import pytest, torch
+import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("on_kaggle", ROOT/"tools"/"on_kaggle.py")
@@ -20,7 +29,7 @@ def test_image_has_what_the_package_needs():
     assert tool.missing(["torch>=99", "nowhere", "numpy>=1"]) == ["torch>=99", "nowhere"]
 
 
-def test_wheel(dataset):
+def test_the_wheel_holds_the_package_alone(dataset):
     wheel, = dataset.glob("*.whl")
     with zipfile.ZipFile(wheel) as z:
         names = z.namelist()

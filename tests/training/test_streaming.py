@@ -75,7 +75,7 @@ def test_a_method_with_pseudo_labels(tmp_path, name):
     for key in pseudo[0]: assert np.array_equal(pseudo[0][key], pseudo[1][key])
 
 
-def test_resumes_exactly(tmp_path):
+def test_a_streamed_training_goes_on_as_if_never_cut(tmp_path):
     slices = toy()
     whole = result(trained(slices, tmp_path/"memory", "epochs=3"))
     class Cut(Exception): pass
@@ -149,9 +149,9 @@ def test_what_stays_on_the_device():
 
 @pytest.mark.parametrize("text, "
                          "size", [("4GB", 2**32), ("500 MB", 500*2**20), ("0.5kb", 512), ("1tb", 2**40)])
-def test_sizes(text, size): assert read_size(text) == size
+def test_a_size_of_memory_is_read_with_its_unit(text, size): assert read_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "4", "GB", "-1GB", "4GBs", "1e9", "4 G B", "٤GB"])
-def test_wrong_sizes(text):
+def test_a_size_without_a_unit_is_refused(text):
     with pytest.raises(InputError, match="expected a size"): read_size(text)
