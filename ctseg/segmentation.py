@@ -343,15 +343,17 @@ def _paths_of(scans: str | Path | Iterable[str | Path], out: Path) -> list[str |
 # %% ../nbs/80_segmentation.ipynb #66297158
 @checks_arguments
 def segment(
-    runs: str | Path | Run | list[str | Path | Run] | Predictor, # one run or several, which are averaged
-    scans: str | Path | Iterable[str | Path], # NIfTI files, and folders with DICOM or NIfTI in or below them
-    out: str | Path, # the folder to write, new
-    formats: str | Sequence[str] | None = None, # dicom-seg, rtstruct, nifti; None: SEG for DICOM, else NIfTI
-    **options, # see `SegmentOptions`
+    runs: str | Path | Run | list[str | Path | Run] | Predictor,
+    scans: str | Path | Iterable[str | Path],
+    out: str | Path,
+    formats: str | Sequence[str] | None = None,
+    **options,
 ) -> Segmented:
     """Segment scans of any number, one at a time, onto their own grids.
 
-    A broken scan does not end the rest, a full disk does: see `failed`.
+    runs: one, or several that are averaged. scans: NIfTI files, and folders with DICOM or NIfTI in or below them.
+    out: the folder to write, new. formats: dicom-seg, rtstruct, nifti; None: SEG for DICOM, else NIfTI. options: see
+    `SegmentOptions`. A broken scan does not end the rest, a full disk does: see `failed`.
     Raises `InputError` if none could be segmented.
     """
     given = options_of(SegmentOptions, options, "segment")

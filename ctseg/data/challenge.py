@@ -151,12 +151,17 @@ def _slices_of(folder: Path, split: str, annotated: str, images_of: Callable, ma
 # %% ../../nbs/data/70_challenge.ipynb #c3c33753
 @checks_arguments
 def read_challenge(
-    folder: str | Path, # a challenge folder
-    split: str = "train", # train or test
-    annotated: str = "json", # json, all or present: where to learn what was examined (train only)
-    cache: bool = True, # keep the arrays, by content
+    folder: str | Path,
+    split: str = "train",
+    annotated: str = "json",
+    cache: bool = True,
 ) -> SliceSet:
-    "Read and check one split of a challenge folder. Images without annotation have mask 0 and nothing known."
+    """Read and check one split of a challenge folder; `InputError` names what is wrong with it.
+
+    Images without annotation have mask 0 and nothing known. split: train or test. annotated: where to learn what was
+    examined (train only): from the folder's json, all classes, or those that are present. cache: keep the arrays, by
+    content, for the next time.
+    """
     return _slices_of(folder, split, annotated, *_read_arrays(cache))
 
 def open_challenge(
@@ -240,11 +245,15 @@ def _remove_old(folder: Path, split: str, written: set):
 @checks_arguments
 def write_challenge(
     slices: SliceSet,
-    folder: str | Path, # created if needed; the other split in it is kept
-    split: str = "train", # train or test
-    compress: bool = False, # write `.csv.gz`
+    folder: str | Path,
+    split: str = "train",
+    compress: bool = False,
 ):
-    "Write a split of a challenge folder, so that `read_challenge` gives the same slices back."
+    """Write a split of a challenge folder, so that `read_challenge` gives the same slices back.
+
+    folder: created if needed; the other split in it is kept. split: train or test. compress: write `.csv.gz`.
+    Raises `InputError` for slices that such a folder cannot hold, or that have other classes than it.
+    """
     folder = Path(folder)
     ordered = _sorted(slices)
     _check_writable(ordered, folder, split)

@@ -199,19 +199,23 @@ class SliceArrays:
     names: tuple[str, ...] # file names
     groups: np.ndarray # int64 [N]: slices of one patient, or near-duplicates, share a number
     classes: ClassMap # the C classes
-    stacks: Stacks|None # images with the slices beside them
+    stacks: Stacks|None # images with those beside them; None: not looked up
     present: np.ndarray = field(init=False) # bool [N,C]: the classes that have pixels
 
     def __init__(self,
-        images: np.ndarray|LazyPixels, # uint8 [N,H,W]
-        masks: np.ndarray|LazyPixels|None = None, # uint8 [N,H,W]; `None`: nothing was examined
-        known: np.ndarray|str|None = None, # bool [N,C], "all" or "present"; needed where there are masks
-        names: Sequence[str]|None = None, # `None`: 0.png, 1.png, …
-        groups: np.ndarray|None = None, # int64 [N]; `None`: every slice is a group of its own
-        classes: ClassMap|Sequence[str]|None = None, # `None`: class_1, class_2, …
-        stacks: Stacks|None = None, # `None`: nobody looked these up
+        images: np.ndarray|LazyPixels,
+        masks: np.ndarray|LazyPixels|None = None,
+        known: np.ndarray|str|None = None,
+        names: Sequence[str]|None = None,
+        groups: np.ndarray|None = None,
+        classes: ClassMap|Sequence[str]|None = None,
+        stacks: Stacks|None = None,
     ):
-        "Check and keep the arrays; what may be left out is given a default."
+        """Check and keep the arrays; what may be left out is given a default.
+
+        images, masks: uint8 `[N, H, W]`; no masks: nothing was examined. known: bool `[N, C]`, "all" or "present";
+        needed beside masks. groups: int64 `[N]`; None: every slice by itself. names: else 0.png, 1.png, …
+        """
         vars(self).update(_complete(images, masks, known, names, groups, classes))
         vars(self)["stacks"] = stacks
         vars(self)["present"] = present_classes(self.masks, len(self.classes))

@@ -161,12 +161,17 @@ def block_overlaps(pred: LazyPixels, truth: LazyPixels, classes: ClassMap) -> Ov
 # %% ../../nbs/metrics/50_evaluate.ipynb #c4a95faa
 @checks_arguments
 def evaluate_files(
-    truth: str | Path, # the true masks, a CSV in the challenge's form
-    prediction: str | Path, # a submission
-    annotated: str | Path | None = None, # a JSON, "all" or "present"; None: that beside the truth
-    classes: str | Path | None = None, # `class_names.json`; None: that beside the truth
-) -> dict: # "table": `per_class`; "facts": `evaluate`
-    "Score a submission against a truth file: the `table` of `per_class` and the `facts` of `evaluate`."
+    truth: str | Path,
+    prediction: str | Path,
+    annotated: str | Path | None = None,
+    classes: str | Path | None = None,
+) -> dict:
+    """Score a submission against a truth file: the `table` of `per_class` and the `facts` of `evaluate`.
+
+    truth, prediction: CSVs in the challenge's form. annotated: a JSON of what was examined, "all" or "present"; None:
+    the JSON beside the truth. classes: a `class_names.json`; None: that beside the truth. Raises `InputError` for
+    files that do not fit each other.
+    """
     truth = Path(truth)
     class_map = ClassMap.from_json(classes) if classes else read_classes(truth.parent)
     names, true = spooled_masks(truth, None, (1, -1), class_map, ignore=True)  # a Dice asks for no shape

@@ -296,13 +296,18 @@ def temperatures_and_rules(runs: list[Run], metrics: list, calibrated: bool) -> 
 # %% ../../nbs/prediction/20_predictor.ipynb #1634f820
 @checks_arguments
 def load_predictor(
-    runs: str | Path | Run | list[str | Path | Run], # folders, or names on the hub (hf://owner/name)
-    plan: DevicePlan | str | None = None, # or a device, in the runs' precision; None: the one at hand
-    views: int = 1, # of each image, see `tta_views`
-    calibrated: bool = False, # divide logits by the runs' temperatures; use the rule chosen for that
-    engine: str = "torch", # what computes: torch, openvino, onnx, or auto, see `with_engine`
+    runs: str | Path | Run | list[str | Path | Run],
+    plan: DevicePlan | str | None = None,
+    views: int = 1,
+    calibrated: bool = False,
+    engine: str = "torch",
 ) -> Predictor:
-    "The trained models of runs, ready to predict; the rule is that of the first run that has one."
+    """The trained models of runs, ready to predict; the rule is that of the first run that has one.
+
+    runs: folders, or names on the hub (hf://owner/name). plan: or a device; None: the one at hand. views: of each
+    image. calibrated: divide logits by the runs' temperatures. engine: torch, openvino, onnx or auto.
+    Raises `InputError` for damaged runs and for different classes.
+    """
     if isinstance(runs, (str, Path, Run)): runs = [runs]
     runs = distinct_runs(runs)
     if not runs:

@@ -125,10 +125,14 @@ def _checked_keywords(entry: LossEntry, keywords: dict[str, Any]) -> dict[str, A
 
 @checks_arguments
 def create_loss(
-    name: str, # "dice", "ce-dice", "masked", "marginal", or a registered one
-    **keywords, # of that loss
+    name: str,
+    **keywords,
 ) -> PartialLoss:
-    "A loss by its name; an unknown name or keyword raises `InputError` with the nearest valid ones."
+    """A loss of logits `[B, C or C+1, …]`, masks int64 `[B, …]` and known bool `[B, C]`, by its name.
+
+    name: dice, ce-dice, masked, marginal, or a registered one. keywords: of that loss. An unknown name or keyword
+    raises `InputError` with the nearest valid ones.
+    """
     build = LOSSES.get(name).build
     valid = inspect.signature(build).parameters
     for keyword in keywords:

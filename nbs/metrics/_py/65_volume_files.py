@@ -261,13 +261,18 @@ def _finished(table: VolumeTable, groups, tolerance: float) -> dict:
 #| export
 @checks_arguments
 def evaluate_volumes(
-    truth: str | Path, # a folder of NIfTI label maps
-    prediction: str | Path, # a folder with files of the same names
-    classes: str | Path | None = None, # `class_names.json` or a run; None: as the folders say
-    annotated: str | None = None, # a JSON, "all" or "present"; None: the JSON beside the truth, else all
-    tolerance: float = 2., # of the surface Dice, mm
-) -> dict: # "table": `class_summary`; "facts": `table_facts`
-    "Score label maps in mm. Raises `InputError` for a missing case, another grid or other labels."
+    truth: str | Path,
+    prediction: str | Path,
+    classes: str | Path | None = None,
+    annotated: str | None = None,
+    tolerance: float = 2.,
+) -> dict:
+    """Score label maps in mm: the `table` of `class_summary` and the `facts` of `table_facts`.
+
+    truth, prediction: folders of NIfTI label maps of the same names. classes: a `class_names.json` or a run; None: as
+    the folders say. annotated: a JSON, "all" or "present"; None: the JSON beside the truth, else all. tolerance: of
+    the surface Dice, mm. Raises `InputError` for a missing case, another grid or other labels.
+    """
     truth, prediction = Path(truth), Path(prediction)
     for folder in (truth, prediction):
         check_folder(folder, "a folder of NIfTI label maps")

@@ -254,14 +254,20 @@ except InputError as e: print(e)
 #| export
 @checks_arguments
 def create_model(
-    name: str, # one of `list_models()`, or DECODER:ENCODER
-    in_chans: int = 1, # channels of the image
-    out_chans: int = 55, # channels of the logits; a loss tells how many it wants (`loss.out_chans(C)`)
-    presence: int = 0, # classes of a presence head; 0: no head
-    weights: str | Path | None = None, # a file of this very network, or of a pretrained encoder
-    **kw, # the network's own settings, e.g. `width=16`
+    name: str,
+    in_chans: int = 1,
+    out_chans: int = 55,
+    presence: int = 0,
+    weights: str | Path | None = None,
+    **kw,
 ) -> EncoderDecoder:
-    "Build a network by name. Unknown names and keywords, impossible sizes and unfit weights raise an `InputError`."
+    """Build a network by name: f32 `[B, in_chans, H, W]` to logits `[B, out_chans, H, W]`.
+
+    name: one of `list_models()`, or DECODER:ENCODER. out_chans: a loss tells how many it wants (`loss.out_chans(C)`).
+    presence: classes of a presence head; 0: no head. weights: a file of this very network, or of a pretrained encoder.
+    kw: the network's own settings, such as `width=16`. Unknown names and keywords, impossible sizes and unfit weights
+    raise an `InputError`.
+    """
     entry = model_entry(name)
     check_counts(name, in_chans=in_chans, out_chans=out_chans)
     _check_keywords(name, kw)

@@ -525,17 +525,18 @@ def make_job(
 #| export
 @checks_arguments
 def fit(
-    data: SliceSet | str | Path, # slices, a challenge folder or a store
-    recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or a run's `recipe.json`
+    data: SliceSet | str | Path,
+    recipe: Recipe | str = DEFAULT_RECIPE,
     out: str | Path = "runs/run",
     seed: int = 0,
-    resume: bool = False, # go on with a cut run
+    resume: bool = False,
     device: str = "auto",
     progress: bool = True,
     **options: Unpack[FitKeywords],
 ) -> Run:
     """Train by a recipe; the finished run. `InputError` for what must change, `Stopped` at the time limit.
 
+    data: slices, a challenge folder or a store. recipe: or its name, or a `recipe.json`. resume: go on if cut.
     Seldom given, see `FitOptions`: time_limit, annotated, plugins, log, callbacks, init, teacher, memory."""
     more = read_options(options, recipe)
     names = check_trackers(more.log)
