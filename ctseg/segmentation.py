@@ -173,8 +173,8 @@ class ScanResult:
 def scan_notes(job: SegmentJob, scan: Scan, volume: Volume) -> tuple[str, ...]:
     "What is to be known of a scan: its own notes, and slices that are not as far apart as in training."
     step = round(step_mm(volume.affine, job.slicing.orientation, volume.positions), 2)
-    told = other_distance(job.predictor, [step, step])
-    return volume.notes + ((f"{scan.source}: {told}",) if told else ())
+    warning = other_distance(job.predictor, [step, step])
+    return volume.notes + ((f"{scan.source}: {warning}",) if warning else ())
 
 # %% ../nbs/80_segmentation.ipynb #1589e15e
 def segment_scan(job: SegmentJob, scan: Scan, picture: bool) -> ScanResult:

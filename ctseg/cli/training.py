@@ -23,13 +23,13 @@ from ..runs.options import OPTIONS, as_option
 def in_words(facts: dict) -> dict:
     "The facts of a run with its decision rule as a text."
     from ctseg.inference.rule import read_rule
-    told = {}
+    texts = {}
     for name, value in facts.items():
         if name == "rule":
-            told[name] = str(read_rule(value))
+            texts[name] = str(read_rule(value))
         else:
-            told[name] = in_words(value) if isinstance(value, dict) else value
-    return told
+            texts[name] = in_words(value) if isinstance(value, dict) else value
+    return texts
 
 # %% ../../nbs/cli/30_training.ipynb #2cb3f713
 def check_settings(settings: list[str]) -> None:

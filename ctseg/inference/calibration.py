@@ -83,8 +83,8 @@ def fit_temperature(loss: nn.Module, sample: PixelSample) -> float:
 def known_pairs(mask: torch.Tensor, known: torch.Tensor, unions: Unions = ()) -> torch.Tensor:
     "bool `[N, C, 1, P]`: the class was examined on the image (`known` `[N, C]`), or the pixel is labelled; not at 255."
     labels = mask.masked_fill(mask == IGNORE, 0)
-    told = known[:, :, None, None] | told_by_label(labels, known.shape[1], unions)
-    return told & (mask != IGNORE)[:, None]
+    settled = known[:, :, None, None] | told_by_label(labels, known.shape[1], unions)
+    return settled & (mask != IGNORE)[:, None]
 
 # %% ../../nbs/inference/50_calibration.ipynb #3787c100
 BINS = 15

@@ -116,8 +116,8 @@ def completed_target(
     whole = complete_batch(truth, prob, tau, "softmax")
     mask, settled = whole.mask, whole.known.all(1, keepdim=True)
     if learnt is not None:
-        said = F.pad(learnt, (1, 0), value=True)[mask.clamp(0, len(learnt))]
-        kept = said | (truth.mask != 0)
+        of_learnt = F.pad(learnt, (1, 0), value=True)[mask.clamp(0, len(learnt))]
+        kept = of_learnt | (truth.mask != 0)
         mask, settled = torch.where(kept, mask, 0), settled & kept[:, None]
         settled = settled & known_map(learnt[None], mask.shape[1:])
     now_known = known_map(known, mask.shape[1:]) | settled
@@ -129,8 +129,8 @@ def mean_score(rows: list[dict]) -> dict[str, float]:
     means = {}
     for name in rows[0]:
         values = np.array([row[name] for row in rows], float)
-        there = values[~np.isnan(values)]
-        means[name] = float(there.mean()) if len(there) else float("nan")
+        scored = values[~np.isnan(values)]
+        means[name] = float(scored.mean()) if len(scored) else float("nan")
     return means
 
 # %% ../../nbs/integrations/12_nnunet_known.ipynb #85669560

@@ -146,11 +146,11 @@ _FACTS = ("entry", "notes", "hidden_cells", "overlap")
 
 def save_cut(cutting: CutCase, path: Path, fingerprint: str):
     "Write a cut volume into a file, whole or not at all."
-    told = {name: getattr(cutting, name) for name in _FACTS}
-    told |= dict(fingerprint=fingerprint, windows=cutting.part.windows)
+    record = {name: getattr(cutting, name) for name in _FACTS}
+    record |= dict(fingerprint=fingerprint, windows=cutting.part.windows)
     arrays = {name: getattr(cutting.part, name) for name in _ARRAYS}
     arrays |= {name: getattr(cutting, name) for name in _KNOWN}
-    arrays["told"] = np.array(json.dumps(told))
+    arrays["told"] = np.array(json.dumps(record))
     with atomic_path(path) as tmp, open(tmp, "wb") as f:
         np.savez_compressed(f, **arrays)
 
@@ -158,11 +158,11 @@ def save_cut(cutting: CutCase, path: Path, fingerprint: str):
 def load_cut(path: Path) -> tuple[CutCase, str]:
     "A cut volume from its file, and the fingerprint of the import that made it."
     with np.load(path) as file: arrays = dict(file)
-    told = json.loads(str(arrays["told"]))
-    windows = [tuple(window) for window in told["windows"]]
+    record = json.loads(str(arrays["told"]))
+    windows = [tuple(window) for window in record["windows"]]
     part = VolumeSlices(arrays["images"], arrays["masks"], arrays["slices"], windows, arrays["centres"])
-    facts = {name: told[name] for name in _FACTS} | {name: arrays[name] for name in _KNOWN}
-    return CutCase(**facts, part=part), told["fingerprint"]
+    facts = {name: record[name] for name in _FACTS} | {name: arrays[name] for name in _KNOWN}
+    return CutCase(**facts, part=part), record["fingerprint"]
 
 # %% ../../nbs/io/42_cutting.ipynb #e2a321cd
 @dataclass

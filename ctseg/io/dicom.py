@@ -252,9 +252,9 @@ class _Surveyor:
             return
         try: series = make_series(files, src, self.gaps)
         except InputError as problem:
-            # a damaged file leaves a gap: one fault, not two
-            told = {path.parent for path in self.heap.damaged}
-            if files[0].path.parent in told: return
+            # a damaged file and its gap: one fault
+            reported = {path.parent for path in self.heap.damaged}
+            if files[0].path.parent in reported: return
             self.fail(_hinted(problem, self.heap))
         else: self.survey.series.append(LabelledSeries(series, []))
 

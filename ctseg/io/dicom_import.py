@@ -144,15 +144,15 @@ def _united(
     united, notes = {}, []
     for file in labelled.labels:
         drawn = _drawn_structures(file, labelled.series, src, lambda label: renaming.name(label) in names)
-        mine: dict[str, DrawnStructure] = {}
+        in_file: dict[str, DrawnStructure] = {}
         for structure in drawn.structures:
-            _unite(mine, renaming.name(structure.name), structure)
-        differing = [name for name, one in mine.items() if _differs(united.get(name), one)]
+            _unite(in_file, renaming.name(structure.name), structure)
+        differing = [name for name, one in in_file.items() if _differs(united.get(name), one)]
         notes += drawn.notes
         if differing:
             notes.append(f"{file.shown(src)}: {some_of(differing)} drawn differently in another object too; "
                          "both were put together, keep one of them if they are two versions")
-        for name, structure in mine.items(): _unite(united, name, structure)
+        for name, structure in in_file.items(): _unite(united, name, structure)
     return united, notes
 
 # %% ../../nbs/io/78_dicom_import.ipynb #8826f1ce

@@ -84,8 +84,8 @@ def _check_places(volumes: dict[str, dict], images: dict[str, dict[str, dict]], 
         for name, line in lines.items():
             volume, number = place = line["volume"], line["slice"]
             if number >= depth[volume] or place in seen:
-                told = f"image {name} of {split} is slice {number} of {volume}"
-                raise InputError(f"{path}: {told}, which is not there, or another image's; "
+                problem = f"image {name} of {split} is slice {number} of {volume}"
+                raise InputError(f"{path}: {problem}, which is not there, or another image's; "
                                  "import the volumes again")
             seen.add(place)
 

@@ -179,8 +179,8 @@ def read_labels(
         check_palettes([path for of_image in found.masks.values() for path in of_image.values()], most=1)
         draw = functools.partial(_draw_files, found.masks)
         words = "a mask for each class"
-    told = {image: sorted(of_image) for image, of_image in found.masks.items()}
-    return SourceMasks(found.classes, told, draw, words, tuple(found.ignored))
+    examined = {image: sorted(of_image) for image, of_image in found.masks.items()}
+    return SourceMasks(found.classes, examined, draw, words, tuple(found.ignored))
 
 # %% ../../nbs/io/95_mask_labels.ipynb #ff7b3a22
 def _read_examined(path: Path, classes: ClassMap, stems: Collection[str]) -> dict[str, np.ndarray]:

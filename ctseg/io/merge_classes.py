@@ -70,11 +70,11 @@ class MergedNames:
         if what not in self.named:
             self.named[what] = _spelled_after(self._mirror_image(what), name)
         merged = self.named[what]
-        there = self.owners.setdefault(merged, {})
-        if source in there:
-            raise InputError(f"{source}: {there[source]!r} and {label!r} would both become the class "
+        labels = self.owners.setdefault(merged, {})
+        if source in labels:
+            raise InputError(f"{source}: {labels[source]!r} and {label!r} would both become the class "
                              f"{merged!r}; say by --rename what each of them is")
-        there[source] = label
+        labels[source] = label
         return merged
 
     def _mirror_image(self, what: Meaning) -> str|None:

@@ -43,8 +43,8 @@ def _read_rings(roi) -> Region:
     "The contours of a region, without its name."
     rings, exclusive, named, lines = [], [], [], []
     for contour in roi.get("ContourSequence", None) or []:
-        told = contour.get("ContourGeometricType") or "CLOSED_PLANAR"
-        kind = str(told).strip().upper()
+        given = contour.get("ContourGeometricType") or "CLOSED_PLANAR"
+        kind = str(given).strip().upper()
         numbers = _numbers_of(contour)
         if len(numbers) < 3: continue
         points = np.array(numbers, float).reshape(-1, 3)
@@ -82,8 +82,8 @@ def _names_by_number(header) -> dict[int, str]:
     _check_numbers([item.ROINumber for item in listed])
     for item in listed:
         number = int(item.ROINumber)
-        told = _text(item, "ROIName") or names.get(number)
-        names[number] = told or _text(item, "ROIDescription")
+        label = _text(item, "ROIName") or names.get(number)
+        names[number] = label or _text(item, "ROIDescription")
     return names
 
 # %% ../../nbs/io/74_rtstruct.ipynb #51a537da

@@ -31,10 +31,10 @@ def told_by_label(
     "For which classes the label of each pixel says whether it is theirs: bool [B,C,…], or [B,1,…] without unions."
     labelled = (mask > 0)[:, None]
     if not unions: return labelled
-    told = labelled.expand(-1, C, *mask.shape[1:]).clone()
+    settled = labelled.expand(-1, C, *mask.shape[1:]).clone()
     for a, b in related_pairs(unions):
-        told[:, b - 1] &= mask != a
-    return told
+        settled[:, b - 1] &= mask != a
+    return settled
 
 
 def covered(

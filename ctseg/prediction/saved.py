@@ -100,8 +100,8 @@ def saved_calibration(record: Any, path: Path, classes: int) -> SavedCalibration
         raise InputError(f"{path}: the calibration is damaged (temperature = {temperature!r}); {REWRITE}")
     for name in ("ece before", "ece after"):
         if name in record and not is_number(record[name], 0, 1):
-            told = f"{name} = {short(record[name])}"
-            raise InputError(f"{path}: the calibration is damaged ({told}); {REWRITE}")
+            fault = f"{name} = {short(record[name])}"
+            raise InputError(f"{path}: the calibration is damaged ({fault}); {REWRITE}")
     return SavedCalibration(temperature, saved_rule(record.get("rule"), path, classes), record)
 
 # %% ../../nbs/prediction/10_saved.ipynb #3713e353

@@ -213,8 +213,8 @@ def shown_images(
     else:
         place, split = images, "test" if has_test(images) else "train"
         shown = with_neighbours(slices, place, split, context).seen(context)
-    told = other_distance(predictor, neighbour_mm(place, split))
-    if told: warnings.warn(told)
+    warning = other_distance(predictor, neighbour_mm(place, split))
+    if warning: warnings.warn(warning)
     return shown
 
 # %% ../../nbs/prediction/60_submission.ipynb #9bdc35d3

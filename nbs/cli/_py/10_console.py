@@ -410,11 +410,11 @@ def _typed_again(words: list[str], extra: list[str], repeated: set[str]) -> str:
 
 def _extra_meant(error, words: list[str]) -> str:
     "What to type in place of extra arguments, see `_typed_again`; empty for another error."
-    told = re.search(r"extra argument.*\(([^()]+)\)", error.message)
-    if told is None or error.ctx is None: return ""
+    match = re.search(r"extra argument.*\(([^()]+)\)", error.message)
+    if match is None or error.ctx is None: return ""
     options = [option for option in error.ctx.command.params if getattr(option, "multiple", False)]
     repeated = {name for option in options for name in option.opts}
-    return _typed_again(words, told[1].split(), repeated)
+    return _typed_again(words, match[1].split(), repeated)
 
 
 # %%

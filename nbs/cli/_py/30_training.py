@@ -50,13 +50,13 @@ from typer.testing import CliRunner
 def in_words(facts: dict) -> dict:
     "The facts of a run with its decision rule as a text."
     from ctseg.inference.rule import read_rule
-    told = {}
+    texts = {}
     for name, value in facts.items():
         if name == "rule":
-            told[name] = str(read_rule(value))
+            texts[name] = str(read_rule(value))
         else:
-            told[name] = in_words(value) if isinstance(value, dict) else value
-    return told
+            texts[name] = in_words(value) if isinstance(value, dict) else value
+    return texts
 
 
 # %%

@@ -159,9 +159,9 @@ def write_rle(folder: Path, masks: Optional[Path], out: Path, options: dict) -> 
     "Write run-length codes of the masks for a challenge folder, or of a submission given in its place."
     from ctseg.io.rle import Coding
     from ctseg.io.rle_export import Sheet, export_rle
-    told = [name for name in ("form", "ids") if options.get("like") and options.get(name)]
-    if told:
-        raise InputError(f"--{told[0]}: --like SAMPLE.csv says that already; leave one of them out")
+    repeated = [name for name in ("form", "ids") if options.get("like") and options.get(name)]
+    if repeated:
+        raise InputError(f"--{repeated[0]}: --like SAMPLE.csv says that already; leave one of them out")
     if options.get("classes") and not options.get("like"):
         raise InputError("--classes says by which values a sample calls classes; give --like SAMPLE.csv too")
     coding = Coding(**without_none({name: options.pop(name) for name in ("order", "first")}))

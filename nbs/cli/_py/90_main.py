@@ -100,7 +100,7 @@ def limit_reached(error: Exception) -> str:
     "What the system did not give, in words; '' for another error."
     if isinstance(error, MemoryError): return "out of memory"
     if not isinstance(error, (RuntimeError, ImportError, OSError)): return ""
-    return next((told for words, told in LIMITS.items() if words in str(error)), "")
+    return next((remedy for words, remedy in LIMITS.items() if words in str(error)), "")
 
 
 # %%

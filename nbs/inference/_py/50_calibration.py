@@ -191,8 +191,8 @@ test_close(fit_temperature(create_loss("masked"), told), 3, eps=0.15)
 def known_pairs(mask: torch.Tensor, known: torch.Tensor, unions: Unions = ()) -> torch.Tensor:
     "bool `[N, C, 1, P]`: the class was examined on the image (`known` `[N, C]`), or the pixel is labelled; not at 255."
     labels = mask.masked_fill(mask == IGNORE, 0)
-    told = known[:, :, None, None] | told_by_label(labels, known.shape[1], unions)
-    return told & (mask != IGNORE)[:, None]
+    settled = known[:, :, None, None] | told_by_label(labels, known.shape[1], unions)
+    return settled & (mask != IGNORE)[:, None]
 
 
 # %%

@@ -236,12 +236,12 @@ def tell_of_missing(stacks: Stacks, where: str|Path):
     "`InputError` if no slice has a neighbour, a warning if few have one."
     if not len(stacks): return
     present = np.delete(stacks.rows >= 0, stacks.context, axis=1).any(1)
-    told = f"{where}: {int(present.sum())} of {len(stacks)} slices have a neighbour"
+    problem = f"{where}: {int(present.sum())} of {len(stacks)} slices have a neighbour"
     remedy = "import all slices (without --every and --per-volume), or leave out context"
     if not present.any():
-        raise InputError(f"{told}; {remedy}")
+        raise InputError(f"{problem}; {remedy}")
     if present.mean() < .5:
-        warnings.warn(f"{told}, the others are seen alone; {remedy}", stacklevel=2)
+        warnings.warn(f"{problem}, the others are seen alone; {remedy}", stacklevel=2)
 
 def place_stacks(
     images, # uint8 [N,H,W], an array or lazy: all of a split

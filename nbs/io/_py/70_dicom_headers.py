@@ -183,8 +183,8 @@ def path_without_patient(
     "The path below `src` as a message may show it: without what the headers say of the patient."
     text = path.relative_to(src).as_posix() if path != src else src.name
     if path.is_dir(): text += "/"
-    told = [pattern for header in headers for pattern in _identifying(header)]
-    for pattern in dict.fromkeys([*told, *sorted(patterns)]):
+    of_headers = [pattern for header in headers for pattern in _identifying(header)]
+    for pattern in dict.fromkeys([*of_headers, *sorted(patterns)]):
         text = re.sub(pattern, "…", text, flags=re.IGNORECASE)
     return _with_ranks(text.rstrip("/"), path, src)
 
@@ -226,8 +226,8 @@ class PatientNames:
 
     def patterns(self, path: Path) -> frozenset[str]:
         "What to blot out of the path of a file."
-        told = (self._told.get(folder, set()) for folder in path.parents)
-        return frozenset().union(*told)
+        by_folder = (self._told.get(folder, set()) for folder in path.parents)
+        return frozenset().union(*by_folder)
 
     def shown(self, path: Path) -> str:
         "The path of a file as a message may show it."

@@ -52,8 +52,8 @@ def _numbered(header) -> list[tuple]:
     "The segments of a DICOM SEG with their numbers; one without takes that of its place."
     numbered = []
     for place, segment in enumerate(header.get("SegmentSequence") or [], 1):
-        told = segment.get("SegmentNumber")
-        number = place if told is None else int(told)
+        given = segment.get("SegmentNumber")
+        number = place if given is None else int(given)
         if number: numbered.append((number, segment))
     return numbered
 

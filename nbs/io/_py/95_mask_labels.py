@@ -261,8 +261,8 @@ def read_labels(
         check_palettes([path for of_image in found.masks.values() for path in of_image.values()], most=1)
         draw = functools.partial(_draw_files, found.masks)
         words = "a mask for each class"
-    told = {image: sorted(of_image) for image, of_image in found.masks.items()}
-    return SourceMasks(found.classes, told, draw, words, tuple(found.ignored))
+    examined = {image: sorted(of_image) for image, of_image in found.masks.items()}
+    return SourceMasks(found.classes, examined, draw, words, tuple(found.ignored))
 
 
 # %%

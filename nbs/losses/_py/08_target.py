@@ -283,8 +283,8 @@ def with_unions(
     if mask.ndim == 3:
         raise InputError("masks of structures that overlap need no unions: give the union a mask of its own")
     joined, speaks = put_unions(logits.to(sum_dtype(logits)), mask, known, unions, softmax)
-    told = known | told_by_label(mask, known.shape[1], unions) if pixel_known else known
-    return joined, told & speaks
+    settled = known | told_by_label(mask, known.shape[1], unions) if pixel_known else known
+    return joined, settled & speaks
 
 
 # %% [markdown]

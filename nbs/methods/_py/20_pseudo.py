@@ -426,9 +426,9 @@ def complete(
     refused, shape = not_asked(slices), slices.masks.shape
 
     def draw(rows) -> Drawn:
-        said = pseudo if rows is None else pseudo[rows].in_memory()
+        part = pseudo if rows is None else pseudo[rows].in_memory()
         rows = slice(None) if rows is None else rows
-        return draw_cells(slices.masks[rows], said, present[rows], refused[rows], pixel_confidence)
+        return draw_cells(slices.masks[rows], part, present[rows], refused[rows], pixel_confidence)
 
     if isinstance(pseudo.labels, LazyPixels):
         found = [present_classes(draw(rows).drawn, present.shape[1]) for rows in row_blocks(shape)]

@@ -161,14 +161,14 @@ def inheritance_faults(
     "Why the tensors of an earlier run cannot take the place of fresh ones. Either may lack the presence head."
     faults = []
     for key in sorted({*fresh, *old}):
-        here, there = fresh.get(key), old.get(key)
-        if here is None or there is None:
+        here, former = fresh.get(key), old.get(key)
+        if here is None or former is None:
             if not key.startswith("presence."):
                 faults.append(f"{key} is only in {'the old one' if here is None else 'the new one'}")
             continue
         first = 1 if key in rows else 0
-        if here.shape[first:] != there.shape[first:]:
-            faults.append(f"{key} is {tuple(there.shape)}, here {tuple(here.shape)}")
+        if here.shape[first:] != former.shape[first:]:
+            faults.append(f"{key} is {tuple(former.shape)}, here {tuple(here.shape)}")
     return faults
 
 
