@@ -1,34 +1,15 @@
 "A PNG is a PNG: what a file holds is told by its bytes, and only the decoder for PNG ever sees it."
 import gzip
-import struct
 import warnings
-import zlib
 
 import numpy as np
 import pytest
 from helpers.folders import random_image, told
+from helpers.pngs import png
 from PIL import Image
 
 from ctseg.core.errors import InputError
 from ctseg.data.images import decode_png, image_paths, natural_key, read_images, read_pngs
-
-
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(height, width, bits=8, colour=0, rows=None) -> bytes:
-    "A PNG written by hand; `rows` are its bytes."
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
-    return (
-        PNG_SIGNATURE
-        + header
-        + chunk(b"IDAT", zlib.compress(b"" if rows is None else rows))
-        + chunk(b"IEND", b"")
-    )
 
 
 @pytest.fixture

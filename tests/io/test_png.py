@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers.command import ctseg
 from helpers.folders import told, tree
+from helpers.pngs import png
 from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
@@ -117,18 +118,8 @@ def indexed_four_bits(d):
 
 
 def four_bits(path, values):
-    import struct
-    import zlib
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     lines = b"".join(b"\0" + bytes(int(a)*16 + int(b) for a, b in zip(row[::2], row[1::2])) for row in values)
-    header = struct.pack(">IIBBBBB", W, H, 4, 0, 0, 0, 0)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(lines))
-        + chunk(b"IEND", b"")
-    )
+    path.write_bytes(png(H, W, bits=4, rows=lines))
 
 
 def long(d):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from helpers.pngs import chunk
 
 Damage = Callable[[Path, random.Random], str]  # changes the file; says in short what it did
 
@@ -424,10 +425,6 @@ CSV = [csv_cell]*5 + [csv_shape]*5 + [gz_bomb]
 
 
 # ---- PNG
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
 
 def png(path, rng):
     what = rng.choice(
