@@ -2,10 +2,13 @@
 report.typ; nothing is fetched.
 
 The same files and versions give the same bytes: no date, no clock and no path enters. paper/numbers.json
-keeps every number of the PDF
-and the versions that made it.
+keeps every number of the PDF and the versions that made it.
 """
-import argparse, json, shutil, sys, tempfile
+import argparse
+import json
+import shutil
+import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -27,26 +30,22 @@ def typeset(data: dict, folder: Path, drawn: dict, form: str = "pdf", ppi: float
     compiler = typst.Compiler(
         str(folder/"report.typ"), root=str(folder), font_paths=[], ignore_system_fonts=True
     )
-    made = (
-        compiler.compile(format=form, timestamp=0)
-        if form == "pdf"
-        else compiler.compile(format=form, ppi=ppi)
-    )
+    how = {"timestamp": 0} if form == "pdf" else {"ppi": ppi}
+    made = compiler.compile(format=form, **how)
     return made if isinstance(made, list) else [made]
 
 def numbers(data: dict) -> str:
     "What is kept beside the PDF."
-    return (
-        json.dumps({"versions": versions(), "numbers": data}, indent=1, sort_keys=True, ensure_ascii=False)
-        + "\n"
-    )
+    kept = {"versions": versions(), "numbers": data}
+    return json.dumps(kept, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, default=PDF)
     p.add_argument("--pages", type=Path, help="also write a PNG a page into this folder")
     a = p.parse_args()
-    import figures, measured
+    import figures
+    import measured
     from ctseg.core.atomic import atomic_path
     data = measured.collect()
     with tempfile.TemporaryDirectory() as d:
@@ -59,7 +58,8 @@ def main():
     ]:
         with atomic_path(path) as tmp: tmp.write_bytes(content)
     for i, png in enumerate(pages, 1):
-        with atomic_path(a.pages/f"page-{i:02}.png") as tmp: tmp.write_bytes(png)
+        with atomic_path(a.pages/f"page-{i:02}.png") as tmp:
+            tmp.write_bytes(png)
     print(f"{a.out}: {len(pdf)//1024} kB")
 
 

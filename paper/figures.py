@@ -1,6 +1,7 @@
 """The figures of REPORT.pdf that show data, as SVG: text stays text and is set in the report's own font.
 The diagrams are in report.typ."""
-import logging, warnings
+import logging
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -84,6 +85,7 @@ METHODS = {
     "longer": "supervised, longer",
 }
 FROM = {"original": ("Dice only", SOFT), "sigmoid": ("sigmoid", BLUE), "softmax": ("softmax", GREEN)}
+BUDGET_COLOURS = {"original-attunet": ACCENT, "marginal-log": AMBER, "ctseg, short": GREEN, "ctseg": BLUE}
 PHASED = {
     "original-teacher-student": ("teacher, student; Dice only", AMBER),
     "original-pretrain-finetune": ("teacher, pretrain, fine-tune; Dice only", ACCENT),
@@ -136,7 +138,8 @@ def states():
     ax[3].imshow(cells, cmap=ListedColormap(list(STATES.values())), aspect="auto", interpolation="nearest")
     ax[3].set(xlabel="structure", ylabel="slice", xticks=[0, C//3 - 1, 2*C//3 - 1, C - 1],
               yticks=[0, train.labelled.sum() - 1, len(train) - 1])
-    for axis in (ax[3].xaxis, ax[3].yaxis): axis.set_major_formatter(lambda v, _: f"{v + 1:.0f}")
+    for axis in (ax[3].xaxis, ax[3].yaxis):
+        axis.set_major_formatter(lambda v, _: f"{v + 1:.0f}")
     ax[3].set_title("(d) the state of every cell", pad=3)
     ax[3].legend(
         handles=[Patch(color=c, label=n) for n, c in reversed(STATES.items())],
@@ -154,11 +157,18 @@ def scores(t):
     "Every seed of every recipe, the mean, and its interval over patients."
     some = t["rows"][::-1]
     fig, ax = plt.subplots(figsize=(COLUMN, .22*len(some) + .5), layout="constrained")
-    for y, r in enumerate(some): band(ax, y, r["low"], r["high"], r["dice"], r["scores"], BLUE)
+    for y, r in enumerate(some):
+        band(ax, y, r["low"], r["high"], r["dice"], r["scores"], BLUE)
     lines(ax, [f'{NAMES.get(r["name"], r["name"])} ({r["seeds"]})' for r in some], "Dice")
     ax.grid(axis="x", lw=.3, color="0.85")
     ax.set_axisbelow(True)
     return fig
+
+def short(name):
+    "The name of a class, as short as it can be told apart."
+    for long, brief in (("_", " "), ("spinal ", ""), (" right", " r."), (" left", " l.")):
+        name = name.replace(long, brief)
+    return name
 
 def by_class(t):
     "Dice of each class under the main recipes."
@@ -168,9 +178,6 @@ def by_class(t):
     for k, n in enumerate(names):
         x = np.arange(len(order)) + (k - (len(names) - 1)/2)*.84/len(names)
         ax.bar(x, np.array(by[n])[order], .78/len(names), color=COLOURS[n], label=NAMES[n])
-    short = (
-        lambda c: c.replace("_", " ").replace("spinal ", "").replace(" right", " r.").replace(" left", " l.")
-    )
     ax.set(xticks=range(len(order)), ylabel="Dice", ylim=(0, 1))
     ax.set_xticklabels([f'{short(t["classes"][c])}\n{t["support"][c]}' for c in order], fontsize=6.1)
     ax.tick_params(axis="x", length=0)
@@ -243,13 +250,16 @@ def hand_overs(ax, run, colour, height):
             transform=ax.get_xaxis_transform(),
         )
 
+def with_history(folder):
+    "The runs of a table that have kept their learning curve: {name: runs}."
+    of_name = {n: [r for r in by_seed.values() if history(r)] for n, by_seed in load(folder).items()}
+    return {n: runs for n, runs in of_name.items() if runs}
+
 def curves(supervised, semi):
     """Held-out Dice after every pass: the supervised losses, and the phases of the original's methods where
     they were run."""
-    kept = lambda folder: {
-        n: some for n, by in load(folder).items() if (some := [r for r in by.values() if history(r)])
-    }
-    have, phased = kept(supervised), {n: r for n, r in (kept(semi) if semi else {}).items() if n in PHASED}
+    have = with_history(supervised)
+    phased = {n: runs for n, runs in with_history(semi).items() if n in PHASED} if semi else {}
     fig, ax = plt.subplots(
         1, 1 + bool(phased), figsize=(PAGE if phased else COLUMN, 2.1), layout="constrained", squeeze=False
     )
@@ -308,8 +318,8 @@ def methods(tables):
             band(ax, y, v["low"], v["high"], v["difference"], v["by_seed"], FROM[k][1])
         ax.axvline(0, color=INK, lw=.6)
         ax.set_title(title)
-        label = lambda k, m, v: f'{METHODS.get(m, m)}, {FROM[k][0]} ({v["seeds"]})'
-        lines(ax, [label(*c) for c in cells], "Dice more than supervised")
+        labels = [f'{METHODS.get(m, m)}, {FROM[k][0]} ({v["seeds"]})' for k, m, v in cells]
+        lines(ax, labels, "Dice more than supervised")
     return fig
 
 
@@ -318,10 +328,11 @@ def budgets(cells):
     if not cells: return None
     fig, ax = plt.subplots(figsize=(COLUMN, 2.2), layout="constrained")
     slices = sorted({c["slices"] for c in cells})
-    for row, colour in zip(("original-attunet", "marginal-log", "ctseg, short", "ctseg"), (ACCENT, AMBER, GREEN, BLUE)):
-        mine = [c for c in cells if c["row"] == row]
-        ax.plot([c["slices"] for c in mine], [np.mean(c["scores"]) for c in mine], color=colour, lw=1.2, label=row)
-        for c in mine:
+    for row, colour in BUDGET_COLOURS.items():
+        own = [c for c in cells if c["row"] == row]
+        means = [np.mean(c["scores"]) for c in own]
+        ax.plot([c["slices"] for c in own], means, color=colour, lw=1.2, label=row)
+        for c in own:
             ax.plot([c["slices"]]*len(c["scores"]), c["scores"], "o", color=colour, ms=2.8, mew=0)
     ax.set(xscale="log", xticks=slices, xticklabels=slices, xlabel="annotated slices", ylabel="Dice")
     ax.minorticks_off()
@@ -346,9 +357,10 @@ def draw(data: dict, results: Path, out: Path) -> dict[str, dict]:
             "looks": lambda: looks(results, results/"supervised"),
             "curves": lambda: curves(results/"supervised", phases),
         }
-    if data["transposed"]: made["two_metrics"] = lambda: two_metrics(data["transposed"])
-    made["budgets"] = lambda: budgets(data["beyond"]["budgets"])
-    if semi: made["methods"] = lambda: methods(semi)
+    if data["transposed"]:
+        made |= {"two_metrics": lambda: two_metrics(data["transposed"])}
+    made |= {"budgets": lambda: budgets(data["beyond"]["budgets"])}
+    if semi: made |= {"methods": lambda: methods(semi)}
     files = {}
     # it has not got typst's font and measures with the next
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)

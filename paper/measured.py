@@ -3,7 +3,10 @@
 `collect()` gives a dictionary of plain numbers, strings and lists: report.typ prints it, figures.py
 draws from the same runs.
 """
-import csv, io, json, tempfile
+import csv
+import io
+import json
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -82,16 +85,29 @@ def load(table: Path) -> dict:
         runs.setdefault(name, {})[int(seed)] = arrays | {"facts": json.loads(str(arrays["facts"]))}
     return runs
 
-def _by_rule(run, what):
+def _by_rule(run: dict, what: str) -> np.ndarray:
+    """By threshold and gate, as in most runs of the tables: a table must not mix them with the rules that
+    `fit` chose later."""
     return next(run[k] for k in (f"{what}_gated", f"{what}_chosen", f"{what}_argmax") if k in run)
-# by threshold and gate, as in most runs of the tables: a table must not mix them with the rules that `fit` chose later
-def chosen(run):
+
+def chosen(run: dict) -> np.ndarray:
+    "Dice of each (slice, class), f32 [N,C], by the rule that was chosen on held-out slices."
     return _by_rule(run, "dice")
-def argmax(run): return run["dice_argmax"]
-def area(run): return _by_rule(run, "area") > 0
-def history(run) -> list[dict]:
+
+def argmax(run: dict) -> np.ndarray:
+    "Dice of each (slice, class), f32 [N,C], by argmax."
+    return run["dice_argmax"]
+
+def area(run: dict) -> np.ndarray:
+    "Which classes the chosen rule draws on each slice, bool [N,C]."
+    return _by_rule(run, "area") > 0
+
+def history(run: dict) -> list[dict]:
+    "The rows of a run's learning curve; none where it was not kept."
     return list(csv.DictReader(io.StringIO(str(run["history"])))) if "history" in run else []
-def rows(path) -> list[dict]:
+
+def rows(path: Path) -> list[dict]:
+    "The rows of a CSV; none where it is missing."
     return list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
 
 
@@ -107,7 +123,8 @@ def paired(a, b, groups) -> dict:
 
 def compare(runs, a, b, of=chosen, groups="groups"):
     "a - b over the seeds that both have, or None."
-    if a not in runs or b not in runs or not (seeds := sorted(runs[a].keys() & runs[b].keys())): return None
+    seeds = sorted(runs.get(a, {}).keys() & runs.get(b, {}).keys())
+    if not seeds: return None
     ta, tb = ([of(runs[n][s]) for s in seeds] for n in (a, b))
     return paired(ta, tb, runs[a][seeds[0]][groups]) | dict(first=a, second=b)
 
@@ -122,7 +139,7 @@ def row(runs, name, reference):
     tables, truth, classes = np.stack([chosen(r) for r in mine]), mine[0]["truth"], mine[0]["classes"]
     scores, b = [mean_dice(t) for t in tables], bootstrap_mean(tables, mine[0]["groups"])
     silent = [{str(c) for c, drawn in zip(classes, area(r).any(0)) if not drawn} for r in mine]
-    mean = lambda f: float(np.mean([f(r) for r in mine]))
+    def mean(of_run): return float(np.mean([of_run(r) for r in mine]))
     return dict(
         name=name,
         seeds=len(mine),
@@ -173,12 +190,9 @@ def table(runs: dict, reference=lambda name: "original-attunet"):
 def verdict(d) -> str:
     """In words, for a difference (`paired`) that is claimed to be positive: both the patients' interval and
     every training must agree."""
-    if d["seeds"] < 3:
-        return (
-            f"one seed: {'for it' if d['difference'] > 0 else 'against it'}"
-            if d["seeds"] == 1
-            else "two seeds"
-        )
+    if d["seeds"] == 1:
+        return f"one seed: {'for it' if d['difference'] > 0 else 'against it'}"
+    if d["seeds"] == 2: return "two seeds"
     if d["low"] > 0 and min(d["by_seed"]) > 0: return "held"
     if d["high"] < 0 and max(d["by_seed"]) < 0: return "the opposite"
     return "not seen"
@@ -186,29 +200,24 @@ def verdict(d) -> str:
 def rule_gain(by_seed, name, rule):
     "A decision rule against argmax, on the same probabilities; None if no seed has it."
     some = [r for r in by_seed.values() if f"dice_{rule}" in r]
-    return (
-        paired([r[f"dice_{rule}"] for r in some], [r["dice_argmax"] for r in some], some[0]["groups"])
-        | dict(name=name, rule=rule)
-        if some
-        else None
-    )
+    if not some: return None
+    tables = [[r[f"dice_{way}"] for r in some] for way in (rule, "argmax")]
+    return paired(*tables, some[0]["groups"]) | dict(name=name, rule=rule)
 
 def supervised(folder: Path):
     "The supervised table with its ablations and decision rules."
-    t = table(runs := load(folder))
+    runs = load(folder)
+    t = table(runs)
     if t is None: return None
-    done = lambda found: [d for d in found if d]
-    # log when it has the seeds
-    best = max(
-        (n for n in ("masked", "masked-log") if n in runs), key=lambda n: (len(runs[n]), n), default=""
-    )
+    headlines = [n for n in ("masked", "masked-log") if n in runs]
+    best = max(headlines, key=lambda n: (len(runs[n]), n), default="")  # log when it has the seeds
+    main = [compare(runs, a, b) for a, b in COMPARISONS]
+    rules = [rule_gain(runs.get(n, {}), n, rule) for n in RULED for rule in ("threshold", "gate", "both")]
     return t | dict(
         headline=best,
-        main=done(compare(runs, a, b) for a, b in COMPARISONS),
+        main=[d for d in main if d],
         ablations=[d | dict(what=what) for a, b, what in ABLATIONS if (d := compare(runs, a, b))],
-        rules=done(
-            rule_gain(runs.get(n, {}), n, rule) for n in RULED for rule in ("threshold", "gate", "both")
-        ),
+        rules=[d for d in rules if d],
     )
 
 DECIDED = {"phantom240": "phantom, 240 annotated", "semi800": "real CT, 800", "semi100": "real CT, 100"}
@@ -237,7 +246,8 @@ def least_areas(folder: Path) -> dict:
         found[where] = {"trainings": len(runs)}
         for way in ("argmax", "expected"):
             gains = [mean_dice(run["dice_chosen"]) - mean_dice(run[f"dice_{way}"]) for run in runs]
-            found[where][way] = {"difference": float(np.mean(gains)), "wins": int(np.sum(np.array(gains) > 0))}
+            wins = sum(gain > 0 for gain in gains)
+            found[where][way] = {"difference": float(np.mean(gains)), "wins": wins}
     return found
 
 
@@ -249,11 +259,8 @@ def phases(by_seed) -> list[dict]:
 def start_of(name) -> str:
     "Which loss a row of a semi-supervised table has, a key of `STARTS`."
     if name.startswith("original"): return "original"
-    return (
-        "softmax"
-        if name.startswith("marginal") or (name.startswith("ctseg") and name != "ctseg-sigmoid")
-        else "sigmoid"
-    )
+    if name.startswith("marginal"): return "softmax"
+    return "softmax" if name.startswith("ctseg") and name != "ctseg-sigmoid" else "sigmoid"
 
 def baseline(runs, name) -> str:
     """The supervised row that a semi-supervised one is compared with: of the same loss, and of the same
@@ -262,14 +269,18 @@ def baseline(runs, name) -> str:
     first = STARTS[start_of(name)]
     return "log-fp32" if first == "log" and exact and "log-fp32" in runs else first
 
+def row_name(start: str, method: str) -> str:
+    "What the tables call a method from a loss, a key of `STARTS`."
+    if method == "supervised": return STARTS[start]
+    return NAMED.get((start, method), f"{PREFIX[start]}-{method}")
+
 def semi(folder: Path):
     "A semi-supervised table: each method against its supervised baseline, by the loss it starts from."
     runs = load(folder)
     t = table(runs, lambda name: baseline(runs, name))
     if t is None or not set(runs) - set(STARTS.values()): return None
     by = {r["name"]: r for r in t["rows"]}
-    cell = lambda k, m: by.get(STARTS[k] if m == "supervised" else NAMED.get((k, m), f"{PREFIX[k]}-{m}"))
-    cells = [dict(method=m, **{k: cell(k, m) for k in STARTS}) for m in METHODS]
+    cells = [dict(method=m, **{k: by.get(row_name(k, m)) for k in STARTS}) for m in METHODS]
     told = {
         n: dict(start=start_of(n), method=n.partition("-")[2], ends=p)
         for n in PHASED
@@ -316,7 +327,7 @@ def realct() -> dict:
     width, examined classes."""
     spec = json.loads((ROOT/"nbs"/"benchmarks"/"realct_slices.json").read_text())
     some, none = ([s for s in spec["train"] if bool(s[4]) == has] for has in (True, False))
-    patients = lambda ss: len({s[0] for s in ss})
+    def patients(rows): return len({row[0] for row in rows})
     C = max(c for s in spec["train"] + spec["test"] for c in s[4])
     return dict(
         size=spec["size"],
@@ -343,7 +354,7 @@ def small_phantom() -> tuple[SliceSet, SliceSet]:
 def phantom() -> dict:
     "What there is in `small_phantom`."
     s, t = small_phantom()
-    share = lambda x: float(x.sum()/s.known.size)
+    def share(cells): return float(cells.sum()/s.known.size)
     return dict(
         slices=len(s),
         labelled=int(s.labelled.sum()),
@@ -408,7 +419,7 @@ def peers(results: Path) -> list[dict]:
     if not ours: return []
     runs = {name.removesuffix("-100"): of_seed for name, of_seed in load(results/"peers").items()}
     runs["ctseg"] = ours
-    mean = lambda name: float(np.mean([mean_dice(argmax(run)) for run in runs[name].values()]))
+    def mean(name): return float(np.mean([mean_dice(argmax(run)) for run in runs[name].values()]))
     return [
         {"name": name, "dice": mean(name), "more": compare(runs, "ctseg", name, argmax)}
         for name in sorted(runs, key=mean)
@@ -431,8 +442,10 @@ def beyond(results: Path) -> dict:
 def collect(results: Path = RESULTS) -> dict:
     "All of it."
     main, claim = supervised(results/"supervised"), results/"original_claim.json"
-    read = lambda k: [{c: number(v) for c, v in r.items()} for r in rows(results/f"{k}.csv")]
-    tables = {k: read(k) for k in ("models", "networks", "faults", "transposed", "demo")}
+    tables = {
+        name: [{column: number(text) for column, text in r.items()} for r in rows(results/f"{name}.csv")]
+        for name in ("models", "networks", "faults", "transposed", "demo")
+    }
     return plain(
         tables
         | dict(

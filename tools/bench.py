@@ -174,7 +174,8 @@ def one(task: Task) -> str:
     masks = dict(zip(rules, predict_masks(predictor, test.images, list(rules.values()))))
     scores = on_test(masks, test)
     labelled = recipe.value("labelled")
-    if labelled: scores |= on_left_out(train, labelled, task.seed, predictor, rules)
+    if labelled:
+        scores |= on_left_out(train, labelled, task.seed, predictor, rules)
     final = masks.get("chosen", masks["argmax"])
     results.write_arrays(
         task.target,
@@ -192,7 +193,8 @@ def one(task: Task) -> str:
 def in_processes(work: Callable, tasks: Iterable[tuple], jobs: int) -> None:
     "Carry out `work(*task)` for every task in so many processes, and print what each returns, in their order."
     with ProcessPoolExecutor(jobs) as pool:
-        for future in [pool.submit(work, *task) for task in tasks]: print(future.result(), flush=True)
+        for future in [pool.submit(work, *task) for task in tasks]:
+            print(future.result(), flush=True)
 
 
 def options() -> argparse.Namespace:

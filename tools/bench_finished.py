@@ -142,7 +142,8 @@ def run_folders(folder: Path, name: str, seeds: Sequence[int]) -> list[Path]:
     "The finished runs of a row in the folder of its table: its seeds, and its folds `name-f*`."
     forms = [form for seed in seeds for form in (f"{name}-f*-s{seed}", f"{name}-s{seed}")]
     found = sorted(path for form in forms for path in folder.glob(form) if is_finished(path))
-    if not found: sys.exit(f"no finished run of {name} under {folder}; train the table first")
+    if not found:
+        sys.exit(f"no finished run of {name} under {folder}; train the table first")
     return found
 
 

@@ -35,7 +35,8 @@ def training_slices(name: str, seed: int, data: Path) -> SliceSet:
     "What a row of a table learns from: the folder's slices, with more contours or fewer if its name says so."
     train = read_challenge(data)
     if name.startswith("full-"): return fully_annotated(train, data)
-    if count := re.match(r"spread(\d+)-", name): return spread_over_patients(train, int(count[1]), seed)
+    if count := re.match(r"spread(\d+)-", name):
+        return spread_over_patients(train, int(count[1]), seed)
     return train
 
 

@@ -143,7 +143,8 @@ def main():
     if not args.data.exists(): make_data(args.data)
     for epochs in args.epochs:
         for seed in args.seeds:
-            for context in (0, 1): measure(args.data, args.runs, epochs, context, seed, real)
+            for context in (0, 1):
+                measure(args.data, args.runs, epochs, context, seed, real)
 
 
 if __name__ == "__main__": main()

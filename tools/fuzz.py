@@ -75,8 +75,8 @@ def fuzz(fuzzer: Fuzzer, args) -> int:
         seed += 1
     faulty = {key[:2] for key in found}
     print(
-        f"{seed - args.seed} trials, {len(kinds)} kinds, {len(faulty)} with a fault, {len(accepted)} accepted "
-        f"with another result; "
+        f"{seed - args.seed} trials, {len(kinds)} kinds, {len(faulty)} with a fault, "
+        f"{len(accepted)} accepted with another result; "
         f"exit statuses {dict(statuses)}; the longest took {longest:.1f} s"
     )
     return len(faulty)

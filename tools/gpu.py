@@ -10,7 +10,7 @@ trained on DIR and scored on its test slices, for as many seeds as the minutes a
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,7 @@ def seconds(work, plan: DevicePlan, repeats: int = 10) -> float:
     return float(np.median(taken[2:]))
 
 
-def ceiling(plan: DevicePlan, side: int = 8192) -> dict:
+def ceiling(plan: DevicePlan, side: int) -> dict:
     "TFLOP/s of a square matrix product in the precision that networks run in; GB/s read and written by a copy."
     kind = KINDS.get(plan.precision, torch.float32)
     a = torch.rand(side, side, device=plan.device).to(kind)
@@ -168,7 +168,8 @@ def runs(data: Path, out: Path, plan: DevicePlan, settings: Sequence[str], until
     longest = 0.
     for seed in seeds:
         for name in ("marginal-log", "ctseg"):
-            if any((r["recipe"], r["seed"]) == (name, seed) for r in done): continue
+            if any((r["recipe"], r["seed"]) == (name, seed) for r in done):
+                continue
             start = time.monotonic()
             if start + longest > until: return done
             recipe = apply_settings(get_recipe(name), settings)
@@ -182,9 +183,22 @@ def runs(data: Path, out: Path, plan: DevicePlan, settings: Sequence[str], until
     return done
 
 
+@dataclass(frozen=True)
+class Sizes:
+    "How large the things are that are measured."
+    image: int = 256   # pixels a side
+    batch: int = 8     # images of a step
+    matrix: int = 8192  # side of the matrices of the ceiling
+
+
 def measure(
-    data: Path | None, out: Path, minutes: float = 15, device: str = "auto",
-    size: int = 256, batch: int = 8, settings: Sequence[str] = (), side: int = 8192, seeds: Sequence[int] = (0, 1, 2),
+    data: Path | None,
+    out: Path,
+    minutes: float = 15,
+    device: str = "auto",
+    settings: Sequence[str] = (),
+    seeds: Sequence[int] = (0, 1, 2),
+    sizes: Sizes = Sizes(),
 ) -> dict:
     "All parts that are not in OUT/gpu.json yet."
     until = time.monotonic() + 60*minutes
@@ -196,8 +210,8 @@ def measure(
         if name not in facts:
             facts[name] = make()
             write_json(facts, kept)
-    part("ceiling", lambda: ceiling(plan, side))
-    part("steps", lambda: steps(plan, facts["ceiling"]["matmul"], size, batch))
+    part("ceiling", lambda: ceiling(plan, sizes.matrix))
+    part("steps", lambda: steps(plan, facts["ceiling"]["matmul"], sizes.image, sizes.batch))
     part("hours", lambda: hours(facts["steps"], facts["ceiling"]))
     if data is not None:
         done = json.loads((out/"runs.json").read_text()) if (out/"runs.json").exists() else []

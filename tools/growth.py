@@ -24,7 +24,8 @@ def volumes(made: Jittered):
     import numpy as np
     for first in range(0, made.count, A_PATIENT):
         rows = range(first, min(first + A_PATIENT, made.count))
-        yield first//A_PATIENT, np.stack([made.image(i) for i in rows]), np.stack([made.mask(i) for i in rows])
+        images, masks = (np.stack([picture(i) for i in rows]) for picture in (made.image, made.mask))
+        yield first//A_PATIENT, images, masks
 
 
 def make_pictures(made: Jittered, folder: Path):
@@ -36,7 +37,8 @@ def make_pictures(made: Jittered, folder: Path):
         for k, (image, mask) in enumerate(zip(images, masks)):
             name = f"p{patient}-{k}.png"
             Image.fromarray(image).save(folder/"images"/name, compress_level=1)
-            if patient % 2 == 0: Image.fromarray(mask).save(folder/"masks"/name, compress_level=1)
+            if patient % 2 == 0:
+                Image.fromarray(mask).save(folder/"masks"/name, compress_level=1)
             patients.append(f"{name},{patient}")
     (folder/"patients.csv").write_text("\n".join(patients))
 
@@ -63,10 +65,12 @@ def make_dicom(count: int, folder: Path):
     ring = np.stack([32 + 12*np.cos(angle), 32 + 12*np.sin(angle)], 1)
     for patient in range(count//A_PATIENT):
         series = folder/f"p{patient}"/"ct"
-        write_series(series, head_planes(A_PATIENT), (64, 64), PatientID=f"P{patient}", PatientName=f"P{patient}")
+        person = dict.fromkeys(("PatientID", "PatientName"), f"P{patient}")
+        write_series(series, head_planes(A_PATIENT), (64, 64), **person)
         headers = [pydicom.dcmread(p, stop_before_pixels=True) for p in series.iterdir()]
         headers.sort(key=lambda h: h.ImagePositionPatient[2])
-        write_contours(folder/f"p{patient}"/"rs.dcm", headers, {"brain": [(k, ring) for k in range(A_PATIENT)]})
+        contours = {"brain": [(k, ring) for k in range(A_PATIENT)]}
+        write_contours(folder/f"p{patient}"/"rs.dcm", headers, contours)
 
 
 def make(count: int, folder: Path):
@@ -97,14 +101,16 @@ def commands(folder: Path) -> dict[str, list]:
         f"import {kind}{' --store' if store else ''}": imported(kind, store)
         for kind in ("png", "nifti", "dicom") for store in (False, True)
     }
+    to_nnunet = [folder/"folders/nifti", folder/"nnunet", "--unknown", "partial"]
+    fitted = ["--recipe", "marginal-log", "--out", run, *_set(TRAIN), "--memory", "10MB"]
     return first | {
-        "export nnunet": [*CLI, "export", "nnunet", folder/"folders/nifti", folder/"nnunet", "--unknown", "partial"],
+        "export nnunet": [*CLI, "export", "nnunet", *to_nnunet],
         "import nnunet": imported("nnunet", False),
         "import nnunet --store": imported("nnunet", True),
         "merge": [*CLI, "merge", data, folder/"folders/nifti", "--out", folder/"folders/merged"],
         "check": [*CLI, "check", store],
         "export rle": [*CLI, "export", "rle", data/"y_train.csv", folder/"rle.csv"],
-        "fit": [*CLI, "fit", store, "--recipe", "marginal-log", "--out", run, *_set(TRAIN), "--memory", "10MB"],
+        "fit": [*CLI, "fit", store, *fitted],
         "report": [*CLI, "report", run, "--data", store],
         "suggest": [*CLI, "suggest", run, store, "--out", folder/"suggestions.csv"],
         "near_duplicates": [Path(__file__), "--alike", store],

@@ -159,17 +159,23 @@ def unused_imports(module: Module) -> Iterator[int]:
                 yield node.lineno
 
 
+def global_names(source: str) -> tuple[set[str], set[str]]:
+    "The global names that code binds, and those that it reads and does not bind, in its functions too."
+    top = symtable.symtable(source, "code", "exec")
+    tables = [top]
+    for table in tables:
+        tables += table.get_children()
+    outer = top.get_symbols()
+    inner = [symbol for table in tables[1:] for symbol in table.get_symbols() if symbol.is_global()]
+    bound = {s.get_name() for s in outer if s.is_assigned() or s.is_imported() or s.is_namespace()}
+    read = {s.get_name() for s in [*outer, *inner] if s.is_referenced()}
+    return bound, read - bound
+
+
 def undefined_names(module: Module) -> set[str]:
     "Names that a function reads and that neither it, nor the module, nor Python defines."
-    top = symtable.symtable(module.source, module.name, "exec")
-    bound = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
-    given = bound | set(dir(builtins)) | {"__file__", "__name__", "__doc__"}
-    read, tables = set(), [top]
-    while tables:
-        table = tables.pop()
-        tables += table.get_children()
-        read |= {s.get_name() for s in table.get_symbols() if s.is_global() and s.is_referenced()}
-    return read - given
+    _, read = global_names(module.source)
+    return read - set(dir(builtins)) - {"__file__", "__name__", "__doc__"}
 
 
 def exported_names(module: Module) -> int:

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,8 +59,8 @@ def rounds(kills: int, rng: random.Random, folder: Path) -> Iterator[tuple[str, 
     world = make_world(folder/"world")
     warm(world)
     for target in COMMANDS:
-        told = lambda line: print(line, flush=True)
-        yield "command", target.name, kill_commands(world, kills//2//len(COMMANDS), rng, told, [target])
+        counts = kill_commands(world, kills//2//len(COMMANDS), rng, partial(print, flush=True), [target])
+        yield "command", target.name, counts
 
 
 def main():
@@ -68,7 +69,8 @@ def main():
     )
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, help="a line for each recipe and command is added to this file")
+    parser.add_argument("--results", type=Path,
+                        help="a line for each recipe and command is added to this file")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     before = args.results.read_text().splitlines() if args.results and args.results.exists() else []
@@ -79,14 +81,17 @@ def main():
         os.environ["CTSEG_CACHE"] = str(folder/"cache")
         for kind, name, counts in rounds(args.kills, rng, folder):
             lines.append({"kind": kind, "name": name} | counts)
-            if kind == "training": print(f"{name:<28}{dict(counts)}", flush=True)
+            if kind == "training":
+                print(f"{name:<28}{dict(counts)}", flush=True)
             if args.results:
-                with open(args.results, "a") as f: f.write(json.dumps(lines[-1]) + "\n")
+                with open(args.results, "a") as f:
+                    f.write(json.dumps(lines[-1]) + "\n")
     faults = 0
     for kind in ("training", "command"):
-        total = {what: sum(line.get(what, 0) for line in lines if line["kind"] == kind) for what in ("kills", "faults")}
-        faults += total["faults"]
-        print(f"{kind}s: {total['kills']} kills, {total['faults']} ended otherwise than what was never killed")
+        of_kind = [line for line in lines if line["kind"] == kind]
+        killed, odd = (sum(line.get(what, 0) for line in of_kind) for what in ("kills", "faults"))
+        faults += odd
+        print(f"{kind}s: {killed} kills, {odd} ended otherwise than what was never killed")
     sys.exit(bool(faults))
 
 

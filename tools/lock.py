@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = "dev,volumes,zoo,weights,metrics,hub,onnx,openvino,store,monai,lightning"
 BUILDS = ("torch", "torchvision")  # of many kinds, for many devices
 TOOLS = ("pip", "setuptools", "wheel", "ctseg")
-Files = dict[str, dict[str, tuple[str, str]]]  # package → version of Python → its version, the hash of its file
+# package → version of Python → its version, the hash of its file
+Files = dict[str, dict[str, tuple[str, str]]]
 
 
 def stand_in(name: str, version: str, folder: Path) -> None:
@@ -66,7 +67,8 @@ def locked_lines(by_python: Files, pythons: list[str]) -> list[str]:
             marker = " or ".join(f'python_version == "{python}"' for python in own)
             only = f" ; {marker}" if own != sorted(pythons) else ""
             Requirement(f"{name}=={version}{only}")
-            lines.append(" \\\n    ".join([f"{name}=={version}{only}", *(f"--hash=sha256:{sha}" for sha in hashes)]))
+            parts = [f"{name}=={version}{only}", *(f"--hash=sha256:{sha}" for sha in hashes)]
+            lines.append(" \\\n    ".join(parts))
     return lines
 
 
@@ -84,7 +86,8 @@ def main() -> None:
         for python in pythons:
             version, files = files_for(python, constraints, wheels)
             seen.append(version)
-            for name, file in files.items(): by_python.setdefault(name, {})[version] = file
+            for name, file in files.items():
+                by_python.setdefault(name, {})[version] = file
     head = f"# Written by tools/lock.py for Linux (x86_64) and Python {', '.join(seen)}; see there."
     (ROOT/"requirements.lock").write_text("\n".join([head, *locked_lines(by_python, seen)]) + "\n")
     print(f"requirements.lock: {len(by_python)} packages for Python {', '.join(seen)}")

@@ -53,7 +53,8 @@ class Results:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.read()
             self.table = pd.concat([self.table, new], ignore_index=True)
-            with atomic_path(self.path) as tmp: self.table.to_csv(tmp, index=False)
+            with atomic_path(self.path) as tmp:
+                self.table.to_csv(tmp, index=False)
 
     def of(self, key: Mapping) -> pd.DataFrame:
         "The rows with these values."

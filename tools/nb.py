@@ -15,7 +15,13 @@ mirror  the text is written again from the notebook
 keep, or fail, and then ends with status 1. Pictures are not compared: another version of matplotlib moves a
 pixel.
 """
-import argparse, contextlib, difflib, os, re, sys, time
+import argparse
+import contextlib
+import difflib
+import os
+import re
+import sys
+import time
 from pathlib import Path
 from textwrap import TextWrapper
 
@@ -92,12 +98,12 @@ def cleaned(note):
 def number_tables(note):
     "pandas draws an id for every styled table; numbered instead, a second run changes nothing."
     ids = {}
-    number = lambda text: re.sub(
-        r"\bT_[0-9a-f]{5}(?![0-9a-f])", lambda m: ids.setdefault(m[0], f"T_{len(ids):05x}"), text
-    )
-    for data in (
-        o["data"] for c in note.cells for o in c.get("outputs", []) if "text/html" in o.get("data", {})
-    ):
+    def number(text):
+        pattern = r"\bT_[0-9a-f]{5}(?![0-9a-f])"
+        return re.sub(pattern, lambda m: ids.setdefault(m[0], f"T_{len(ids):05x}"), text)
+    outputs = [output.get("data", {}) for cell in note.cells for output in cell.get("outputs", [])]
+    for data in outputs:
+        if "text/html" not in data: continue
         html = data["text/html"]
         data["text/html"] = number(html) if isinstance(html, str) else [number(x) for x in html]
 
@@ -160,7 +166,8 @@ def check_all(paths: list[Path]) -> int:
         state = "behind" if found else "same"
         print(f"{state:6} {time.process_time() - start:6.1f} s {nb.relative_to(ROOT)}", flush=True)
         for line in found[:MOST]: print(f"    {line[:WIDEST]}", flush=True)
-        if len(found) > MOST: print(f"    … and {len(found) - MOST} more lines", flush=True)
+        if len(found) > MOST:
+            print(f"    … and {len(found) - MOST} more lines", flush=True)
     print(f"{behind} of {len(paths)} notebooks print something else than they keep")
     return behind
 
@@ -178,7 +185,8 @@ def main():
     p.add_argument("--from", dest="chosen", choices=[TEXT, NOTEBOOK],
                    help="which of the two holds, for the given PATHs, where contents do not tell")
     args = p.parse_args()
-    if args.chosen and not args.paths: p.error("--from needs the paths it is for")
+    if args.chosen and not args.paths:
+        p.error("--from needs the paths it is for")
     paths = [q.resolve() for q in args.paths] or notebooks()
     paths = [q.parent.parent/f"{q.stem}.ipynb" if q.suffix == ".py" else q for q in paths]
     if args.check:

@@ -126,7 +126,8 @@ def narrow(home: Path) -> None:
         levels = len(widths)
         network |= {"n_stages": levels, "features_per_stage": widths, "n_conv_per_stage": [1]*levels,
                     "n_conv_per_stage_decoder": [1]*(levels - 1)}
-        for name in ("kernel_sizes", "strides"): network[name] = network[name][:levels]
+        for name in ("kernel_sizes", "strides"):
+            network[name] = network[name][:levels]
         plans["configurations"] = {"2d": configuration}
         path.with_name("nnUNetPlansTiny.json").write_text(json.dumps(plans, indent=1))
 
@@ -146,7 +147,8 @@ def short_trainer(name: str | None, epochs: int, iterations: int, rate: float, s
             np.random.seed(seed)
             torch.manual_seed(seed)
             super().initialize()
-            self.logger.plot_progress_png = lambda folder: None
+            def draw_nothing(folder): pass
+            self.logger.plot_progress_png = draw_nothing
 
         def configure_optimizers(self):
             optimizer = torch.optim.AdamW(self.network.parameters(), rate, weight_decay=3e-5, amsgrad=True)
@@ -188,7 +190,8 @@ def train(home: Path, what: str, seed: int, epochs: int, iterations: int, rate: 
     run = f"{what}_{seed}_{epochs}"
     if (home/"scores"/f"{run}.csv").exists(): return
     begin = time.process_time()
-    for name in ("raw", "preprocessed"): os.environ[f"nnUNet_{name}"] = str(home/name)
+    for name in ("raw", "preprocessed"):
+        os.environ[f"nnUNet_{name}"] = str(home/name)
     os.environ["nnUNet_results"] = str(home/"results"/run)
     os.environ |= {"nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"}
     import torch
@@ -202,7 +205,8 @@ def train(home: Path, what: str, seed: int, epochs: int, iterations: int, rate: 
     kind = short_trainer(name, epochs, iterations, rate, seed)
     if what == "semi-labelled": kind = without_unlabelled(kind)
     trainer = kind(plans, "2d", "all", dataset, device=cpu)
-    if not (Path(trainer.output_folder)/"checkpoint_final.pth").exists(): trainer.run_training()
+    if not (Path(trainer.output_folder)/"checkpoint_final.pth").exists():
+        trainer.run_training()
     predictor = nnUNetPredictor(use_mirroring=False, device=cpu, allow_tqdm=False)
     trained = trainer.output_folder_base
     predictor.initialize_from_trained_model_folder(trained, ("all",), "checkpoint_final.pth")

@@ -11,7 +11,18 @@ rehearse  run a notebook top to bottom by papermill as Kaggle would: `/kaggle/in
           Needs root and `unshare` for that; without them a temporary root stands in for `/kaggle`
           (CTSEG_KAGGLE_ROOT), and the network stays. `--keep` keeps the outputs
 """
-import argparse, json, os, re, shutil, signal, subprocess, sys, sysconfig, threading, time
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -116,13 +127,17 @@ def write_dataset(folder: Path, user: str, pretrained: bool = False) -> Path:
     folder.mkdir(parents=True)
     wheel = build_wheel(folder)
     if pretrained: fetch_weights(folder)
+    about = (
+        f"`pip install --no-index --no-deps {wheel.name}`; everything it imports is in Kaggle's image. "
+        "Licence: Apache-2.0. Beside it, where they are: segmentation-models-pytorch (MIT) and the ImageNet "
+        "weights of efficientnet-lite0 (Apache-2.0)."
+    )
     meta = {
         "id": f"{user}/ctseg-wheel",
         "title": "ctseg wheel",
         "licenses": [{"name": "other"}],
         "subtitle": "The Python package ctseg, for notebooks without internet",
-        "description": f"`pip install --no-index --no-deps {wheel.name}`; everything it imports is in Kaggle's image. Licence: Apache-2.0. "
-        "Beside it, where they are: segmentation-models-pytorch (MIT) and the ImageNet weights of efficientnet-lite0 (Apache-2.0).",
+        "description": about,
     }
     (folder/"dataset-metadata.json").write_text(json.dumps(meta, indent=1) + "\n")
     return folder
@@ -144,12 +159,14 @@ class Sent(Exception):
 
 def offline_client():
     "Kaggle's own client, with its network cut out: instead of sending a request it raises `Sent` with it."
-    for k in ("KAGGLE_USERNAME", "KAGGLE_KEY"): os.environ.setdefault(k, "nobody")
+    for k in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
+        os.environ.setdefault(k, "nobody")
     from kaggle.api.kaggle_api_extended import KaggleApi
     api, client = KaggleApi(), mock.MagicMock()
     def send(request): raise Sent(request)
+    def build(): return client
     client.__enter__.return_value.kernels.kernels_api_client.save_kernel = send
-    api.build_kaggle_client = lambda: client
+    api.build_kaggle_client = build
     api.config_values[api.CONFIG_NAME_USER] = "nobody"
     return api
 
@@ -206,10 +223,12 @@ def build(out: Path, user: str):
     lost = missing(_settings()["requirements"].split())
     if lost:
         raise SystemExit(
-            f"tools/on_kaggle.py: Kaggle's image lacks {', '.join(lost)}: put wheels of them beside ours, or loosen settings.ini"
+            f"tools/on_kaggle.py: Kaggle's image lacks {', '.join(lost)}: put wheels of them beside ours, "
+            "or loosen settings.ini"
         )
     print("data set", check_dataset(write_dataset(out/"ctseg-wheel", user, pretrained=True)))
-    for name in NAMES: print("kernel  ", check_kernel(write_kernel(name, out/name, user)))
+    for name in NAMES:
+        print("kernel  ", check_kernel(write_kernel(name, out/name, user)))
     here, client = os.path.relpath(out), os.path.relpath(Path(sys.executable).with_name("kaggle"))
     print(
         "\nnext:",
@@ -251,7 +270,8 @@ def make_image(folder: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
     for p in Path(sysconfig.get_path("purelib")).iterdir():
-        if "ctseg" not in p.name and p.name != "__pycache__": (site/p.name).symlink_to(p)
+        if "ctseg" not in p.name and p.name != "__pycache__":
+            (site/p.name).symlink_to(p)
     return folder/"bin"/"python"
 
 
@@ -269,11 +289,17 @@ def mount_inputs(
         shutil.copytree(ROOT/"data_sample", challenge)
     else:
         make_phantom(challenge, labelled, unlabelled, test, size, seed=0)
-    for slug, folder in earlier.items(): shutil.copytree(folder, root/"input"/"notebooks"/"somebody"/slug)
+    for slug, folder in earlier.items():
+        shutil.copytree(folder, root/"input"/"notebooks"/"somebody"/slug)
 
 
 SESSION = """set -e
-mkdir -p /kaggle; mount --bind {root} /kaggle; mount --bind {root}/input /kaggle/input; mount -o remount,bind,ro /kaggle/input; ip link set lo up; cd /kaggle/working
+mkdir -p /kaggle
+mount --bind {root} /kaggle
+mount --bind {root}/input /kaggle/input
+mount -o remount,bind,ro /kaggle/input
+ip link set lo up
+cd /kaggle/working
 if touch /kaggle/input/x 2>/dev/null; then echo "/kaggle/input can be written"; exit 1; fi
 if ip -o link | grep -qv ' lo: '; then echo "there is a network"; exit 1; fi
 exec {command}
@@ -294,12 +320,19 @@ def end_session(root: Path, phase: str, over: threading.Event):
     while not over.wait(0.2):
         if not any(p.read_text().count(f"\n{phase},") >= 2 for p in (root/"working").glob("*/history.csv")):
             continue
-        for p in Path("/proc").glob("[0-9]*"):
-            try: ours = b"fit" in (p/"cmdline").read_bytes().split(b"\0") and os.path.samestat((p/"cwd").stat(), (root/"working").stat())
-            except OSError: continue  # it has just ended
-            if ours:
-                os.kill(int(p.name), signal.SIGTERM)
+        for process in Path("/proc").glob("[0-9]*"):
+            if is_fit_in(process, root/"working"):
+                os.kill(int(process.name), signal.SIGTERM)
                 return
+
+
+def is_fit_in(process: Path, folder: Path) -> bool:
+    "Whether a process, by its folder in /proc, is `ctseg fit` at work in `folder`."
+    try:
+        words = (process/"cmdline").read_bytes().split(b"\0")
+        return b"fit" in words and os.path.samestat((process/"cwd").stat(), folder.stat())
+    except OSError:
+        return False  # it has just ended
 
 
 def execute(
@@ -314,38 +347,37 @@ def execute(
     "One session: papermill runs the notebook in `root/working`, as `/kaggle/working` where that can be had."
     isolate = isolated() if isolate is None else isolate
     here = "/kaggle" if isolate else root
+    papermill = [str(python), "-m", "papermill", "-k", "python3", "--no-progress-bar"]
     command = [
-        str(python),
-        "-m",
-        "papermill",
-        str(notebook),
-        f"{here}/working/__notebook__.ipynb",
-        "-k",
-        "python3",
-        "--no-progress-bar",
-        "-y",
-        json.dumps(parameters),
+        *papermill, str(notebook), f"{here}/working/__notebook__.ipynb", "-y", json.dumps(parameters),
     ]
-    env = {k: v for k, v in os.environ.items() if k not in ("CTSEG_KAGGLE_ROOT", "PYTHONPATH", "VIRTUAL_ENV")}
-    env |= {
+    env = session_environment(root, python)
+    if isolate:
+        script = SESSION.format(root=root, command=shlex.join(command))
+        command = ["unshare", "-m", "-n", "bash", "-c", script]
+    else:
+        env["CTSEG_KAGGLE_ROOT"] = str(root)
+    over = threading.Event()
+    if cut:
+        threading.Thread(target=end_session, args=(root, cut, over), daemon=True).start()
+    try:
+        return subprocess.run(
+            command, env=env, cwd=root/"working", capture_output=True, text=True, timeout=timeout)
+    finally:
+        over.set()
+
+
+def session_environment(root: Path, python: Path) -> dict[str, str]:
+    "The environment of a session: nothing of ours, and one thread."
+    ours = ("CTSEG_KAGGLE_ROOT", "PYTHONPATH", "VIRTUAL_ENV", "MPLBACKEND")
+    env = {k: v for k, v in os.environ.items() if k not in ours}
+    return env | {
         "PATH": f"{python.parent}:{env['PATH']}",
         "CTSEG_CACHE": str(root/"cache"),
         "OMP_NUM_THREADS": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "PYTHONWARNINGS": "ignore:IProgress not found",
     }
-    env.pop("MPLBACKEND", None)
-    if not isolate: env["CTSEG_KAGGLE_ROOT"] = str(root)
-    elif isolate: command = ["unshare", "-m", "-n", "bash", "-c", SESSION.format(root=root, python=python, command=" ".join(map(_quote, command)))]
-    over = threading.Event()
-    if cut: threading.Thread(target=end_session, args=(root, cut, over), daemon=True).start()
-    try: return subprocess.run(command, env=env, cwd=root/"working", capture_output=True, text=True, timeout=timeout)
-    finally: over.set()
-
-
-def _quote(x: str) -> str:
-    from shlex import quote
-    return quote(x)
 
 
 def outputs(root: Path) -> list[str]:

@@ -227,7 +227,8 @@ def main(description: str, peers: dict, out: Path, train: Callable):
     p.add_argument("--seconds", type=float, default=260, help="of a processor, counted in steps")
     p.add_argument("--steps", type=int, help="so many, whatever time they take")
     p.add_argument("--size", type=int, help="pixels a side that the networks see; their own if not given")
-    p.add_argument("--bf16", action="store_true", help="train in bfloat16, which takes half the time on large slices")
+    p.add_argument("--bf16", action="store_true",
+                   help="train in bfloat16, which takes half the time on large slices")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--out", type=Path, default=out, help="where the scores are kept")
     a = p.parse_args()

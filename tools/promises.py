@@ -68,7 +68,8 @@ def replaced(new: dict[str, Callable]) -> Iterator[None]:
     old = []
     for name, function in new.items():
         check = getattr(CHECKS[name][0], name)
-        holders = [m for key, m in sys.modules.items() if key.startswith("ctseg") and getattr(m, name, None) is check]
+        ours = [module for key, module in sys.modules.items() if key.startswith("ctseg")]
+        holders = [module for module in ours if getattr(module, name, None) is check]
         old += [(module, name, check) for module in holders]
         for module in holders: setattr(module, name, function)
     try:
@@ -102,7 +103,9 @@ def enlarged(source: Path, folder: Path, times: int, count: int) -> Path:
 def shares(rows: list[dict[str, Any]]) -> dict[str, float]:
     "The checks' share of the processor's and of the clock's time, and how much longer it took with them."
     with_checks = [row for row in rows if row["checks"]]
-    inside = [[sum(t[i] for t in row["of it"].values())/row["seconds"][i] for row in with_checks] for i in (0, 1)]
+    inside = [
+        [sum(t[i] for t in row["of it"].values())/row["seconds"][i] for row in with_checks] for i in (0, 1)
+    ]
     least = {on: min(row["seconds"][0] for row in rows if row["checks"] is on) for on in (True, False)}
     return {"share of the processor's time": statistics.median(inside[0]),
             "share of the clock's time": statistics.median(inside[1]),
@@ -133,12 +136,14 @@ def measure(folder: Path, pairs: int) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("out", type=Path)
     parser.add_argument("--pairs", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    facts = {"versions": f"Python {platform.python_version()}, torch {torch.__version__}", "threads": 1, "cases": {}}
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    facts = {"versions": versions, "threads": 1, "cases": {}}
     with tempfile.TemporaryDirectory(dir=args.out.parent) as d:
         os.environ["CTSEG_CACHE"] = str(Path(d)/"cache")
         for name, case in measure(Path(d), args.pairs):

@@ -6,7 +6,8 @@ in `nbs/images`, named by the cell's `#| label:`; callouts become GitHub's alert
 pictures get the `nbs/` in front.
 The same notebook gives the same bytes; `tests/tools/test_readme.py` fails when README.md is behind.
 """
-import base64, re
+import base64
+import re
 from pathlib import Path
 
 from execnb.nbio import read_nb
@@ -26,7 +27,8 @@ def alert(m: re.Match) -> str:
 
 def markdown(source: str) -> str:
     "A text cell; the title cell's `> description` is kept, its `- key: value` lines are for nbdev."
-    if re.match(r"# \S", source): source = re.sub(r"^- [\w-]+: .*\n?", "", source, flags=re.M)
+    if re.match(r"# \S", source):
+        source = re.sub(r"^- [\w-]+: .*\n?", "", source, flags=re.M)
     source = re.sub(r"(\]\()(?!\w+:|#|/)((?:\.\./)?)", lambda m: m[1] if m[2] else f"{m[1]}nbs/", source)
     return CALLOUT.sub(alert, source).strip()
 
@@ -50,9 +52,12 @@ def code(cell, pictures: dict[str, bytes]):
             )
             pictures[name] = base64.b64decode(text(data["image/png"]))
             yield f"![{options.get('fig-alt', '').strip(chr(34))}]({IMAGES/name})"
-        elif "text/markdown" in data: yield markdown(text(data["text/markdown"]))
-        elif "text/plain" in data: yield f"```\n{text(data['text/plain']).rstrip()}\n```"
-        elif out.get("name") == "stdout": yield f"```\n{text(out['text']).rstrip()}\n```"
+        elif "text/markdown" in data:
+            yield markdown(text(data["text/markdown"]))
+        elif "text/plain" in data:
+            yield f"```\n{text(data['text/plain']).rstrip()}\n```"
+        elif out.get("name") == "stdout":
+            yield f"```\n{text(out['text']).rstrip()}\n```"
 
 
 def build(notebook: Path = NOTEBOOK) -> tuple[str, dict[str, bytes]]:

@@ -62,10 +62,12 @@ def make_folder(count: int, folder: Path):
     from ctseg.data.store import write_store
     made, images = Jittered(count), folder/"data"/"train-images"
     images.mkdir(parents=True, exist_ok=True)
-    for i, name in enumerate(made.names): Image.fromarray(made.image(i)).save(images/name, compress_level=1)
+    for i, name in enumerate(made.names):
+        Image.fromarray(made.image(i)).save(images/name, compress_level=1)
     n, s = min(count, ANNOTATED), made.sample
     (folder/"masks").mkdir(exist_ok=True)
-    for i, name in enumerate(made.names[:n]): Image.fromarray(made.mask(i)).save(folder/"masks"/name)
+    for i, name in enumerate(made.names[:n]):
+        Image.fromarray(made.mask(i)).save(folder/"masks"/name)
     (folder/"patients.csv").write_text("image,patient\n" + "".join(
         f"{name},{group}\n" for name, group in zip(made.names, s.groups[made.original])
     ))
@@ -159,8 +161,9 @@ def measure(count: int, work: Path, only: list[str]) -> dict:
     row: dict = {"slices": count}
     cli = ["-m", "ctseg"]
     pictures = [folder/"data/train-images", folder/"masks", folder/"imported.zarr", "--store"]
+    labelling = ["--annotated", "all", "--patients", folder/"patients.csv"]
     commands = {
-        "import": [*cli, "import", "png", *pictures, "--annotated", "all", "--patients", folder/"patients.csv"],
+        "import": [*cli, "import", "png", *pictures, *labelling],
         "submission": [here, "--submit", folder/"labels.zarr"],
         "store": [*cli, "store", folder/"data", "--out", store],
         "check": [*cli, "check", store],

@@ -189,7 +189,8 @@ def pymic_settings(shape: tuple[int, int], outputs: int, annotated: int, seed: i
         "weight_decay": 1e-5, "lr_scheduler": None, "iter_max": 30_000, "iter_valid": 1, "random_seed": seed,
     }
     consistency = {"regularize_w": 0.1, "ema_decay": 0.99, "rampup_start": 2_000, "rampup_end": 20_000}
-    return {"dataset": data, "network": network, "training": training, "semi_supervised_learning": consistency}
+    settings = {"dataset": data, "network": network, "training": training}
+    return settings | {"semi_supervised_learning": consistency}
 
 
 def pymic_agent(settings: dict, repaired: bool):
@@ -216,7 +217,8 @@ def train_pymic(slices: SliceSet, unlabelled: np.ndarray, steps: int, seed: int,
     settings = pymic_settings(unlabelled.shape[1:], len(slices.classes) + 1, len(slices), seed)
     agent = pymic_agent(settings, repaired)
     transforms = ["Pad", "RandomRotate", "RandomCrop", "NormalizeWithMeanStd", "GammaCorrection"]
-    annotated = PymicSlices(slices.images, slices.masks, [*transforms, "LabelToProbability"], settings["dataset"])
+    with_labels = [*transforms, "LabelToProbability"]
+    annotated = PymicSlices(slices.images, slices.masks, with_labels, settings["dataset"])
     agent.set_datasets(annotated, None, None)
     agent.train_set_unlab = PymicSlices(unlabelled, None, transforms, settings["dataset"])
     agent.create_dataset()
@@ -250,7 +252,8 @@ PEERS = {
 
 def train(name: str, slices: SliceSet, steps: int, seed: int, bf16: bool = False) -> nn.Module:
     "A peer's network after so many steps."
-    if bf16: raise SystemExit("torch-em and PyMIC choose the precision themselves: leave out --bf16")
+    if bf16:
+        raise SystemExit("torch-em and PyMIC choose the precision themselves: leave out --bf16")
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)

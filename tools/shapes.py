@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from bench_slices import left_out
 from results import RESULTS
 from scipy.stats import chi2
 
@@ -18,7 +19,7 @@ from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.data.splits import select_labelled
 from ctseg.inference.rule import Rule
-from ctseg.metrics.challenge import dice_table, mean_dice
+from ctseg.metrics.challenge import examined_dice, mean_dice
 from ctseg.prediction.predictor import load_predictor, predict_masks
 from ctseg.prediction.saved import run_spec
 from ctseg.runs.folder import Run
@@ -69,24 +70,26 @@ def gated(masks: np.ndarray, distance: np.ndarray, limit: float) -> np.ndarray:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="a challenge folder whose test slices have truth")
+    parser.add_argument("--data", type=Path, required=True,
+                        help="a challenge folder whose test slices have truth")
     options = parser.parse_args()
     train, test = read_challenge(options.data), read_challenge(options.data, "test")
     spec = run_spec(Run(options.run))
-    learnt_from = select_labelled(train, spec["recipe"].value("labelled"), spec["seed"]).labelled
-    others = train.labelled & ~np.isin(train.groups, train.groups[learnt_from])
+    labelled, seed = spec["recipe"].value("labelled"), spec["seed"]
+    learnt_from = select_labelled(train, labelled, seed).labelled
+    others = left_out(train, labelled, seed)
     predictor = load_predictor(options.run, pick_device("auto", "fp32"))
     model = shape_model(train[np.flatnonzero(learnt_from)])
     rows = []
-    for name, slices in (("left out", train[np.flatnonzero(others)]), ("test", test)):
+    for name, slices in (("left out", train[others]), ("test", test)):
         masks, = predict_masks(predictor, slices.images, [Rule()])
         distance = distances(masks, model, len(slices.classes))
         for quantile in (1, *QUANTILES):
             limit = chi2.ppf(quantile, FEATURES)
-            table = dice_table(gated(masks, distance, limit), slices.masks, len(slices.classes))
-            dice = mean_dice(np.where(slices.known, table, np.nan))
+            dice = mean_dice(examined_dice(gated(masks, distance, limit), slices))
             rows.append({"slices": name, "quantile": quantile, "Dice": dice})
     found = pd.DataFrame(rows)
     found.to_csv(RESULTS/"tried_shapes.csv", index=False, float_format="%.4f")

@@ -27,7 +27,9 @@ def stop(self, index): raise SystemExit(0)
 Trainer.step = stop
 """  # a plugin; the command has loaded its modules by then
 SCAN = """
-import sys, nibabel, numpy
+import sys
+import nibabel
+import numpy
 values = numpy.random.default_rng(0).normal(0, 200, (64, 64, 6)).astype(numpy.int16)
 nibabel.save(nibabel.Nifti1Image(values, numpy.diag([2., 2, 5, 1])), sys.argv[1])
 """

@@ -3,7 +3,13 @@ CAPABILITY FUNCTION [ARGUMENT …]` prints what the function returns.
 
 The library (card.cpp) makes tensors of `cuda:0` out of the host's memory and the CPU's kernels; here
 `torch.cuda` is told to answer as a card of that capability would."""
-import contextlib, ctypes, importlib.util, json, os, sys, warnings
+import contextlib
+import ctypes
+import importlib.util
+import json
+import os
+import sys
+import warnings
 from pathlib import Path
 
 
@@ -205,7 +211,7 @@ def programme(data: str, out: str) -> dict:
     from helpers import toys  # noqa: F401 the smallest network
     gpu.NETWORKS = {name: ("tiny-for-tests", {"width": 4}) for name in gpu.NETWORKS}
     settings = ["model=tiny-for-tests", "width=4", "image_size=32", "folds=3", "epochs=1", "tune_rule=no"]
-    return gpu.measure(Path(data), Path(out), 15, "cuda", 32, 2, settings, 64, [0])
+    return gpu.measure(Path(data), Path(out), 15, "cuda", settings, [0], gpu.Sizes(32, 2, 64))
 
 
 def cut_on_card(data: str, out: str, settings: str, after: str) -> tuple:

@@ -39,9 +39,10 @@ SCRIPTS = sorted([*(ROOT/"tools").rglob("*.py"), *(ROOT/"paper").glob("*.py")])
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_a_script_reads_only_names_that_are_defined_and_imports_no_other(path):
+def test_a_script_keeps_to_the_style_of_the_package(path):
     module = house.Module(path.name, path.read_text(encoding="utf-8"))
-    assert not house.undefined_names(module) and not list(house.unused_imports(module))
+    assert not list(house.faults(module))
+    assert not list(house.unused_imports(module)) and not house.undefined_names(module)
 
 
 def test_an_undefined_name_is_found():

@@ -15,6 +15,7 @@ from execnb.nbio import mk_cell, new_nb, read_nb, write_nb
 
 ROOT = Path(__file__).resolve().parents[2]
 import docs as tool
+import house
 from website import finish, layout, pages, symbols
 
 NAMES = layout.pages(ROOT/"nbs")
@@ -289,7 +290,7 @@ def test_sidebar_follows_the_folders_of_the_design(project):
     assert {"text": "API index", "href": "api.qmd"} in contents
 
 
-def test_groups():
+def test_pages_are_grouped_by_their_folders():
     names = [
         "data/10_slices.ipynb", "core/02_settings.ipynb", "core/01_files.ipynb", "methods/deep/er/1_x.ipynb",
         "index.ipynb", "80_cli.ipynb", "00_anatomy.ipynb", "cli/02_serve.ipynb", "guides/b.ipynb",
@@ -436,7 +437,7 @@ LESSON_PAGES = [layout.unnumbered(name) for name in NAMES if name.startswith(pag
 @pytest.mark.parametrize("name", LESSON_PAGES)
 def test_code_pasted_from_a_lesson_finds_its_names(project, name):
     cells = [c for c in read_nb(project/name).cells if c.cell_type == "code"]
-    shown = [pages.global_names(c.source) for c in cells if not pages.SILENT.search(c.source)]
+    shown = [house.global_names(c.source) for c in cells if not pages.SILENT.search(c.source)]
     bound = {"display", *dir(builtins)}.union(*(bound for bound, _ in shown))
     assert set().union(*(read for _, read in shown)) <= bound
 
@@ -451,7 +452,7 @@ def test_only_the_hidden_code_that_others_need_is_folded():
 
 def test_names_of_functions_are_their_own():
     source = "import a\ndef f(x, y=b):\n    z = x\n    return [c for i in z]\nfor k in a: print(k)"
-    bound, read = pages.global_names(source)
+    bound, read = house.global_names(source)
     assert bound == {"a", "f", "k"} and read == {"b", "c", "print"}
 
 

@@ -6,13 +6,13 @@ and then its source, folded. A cell without a public name shows only its source,
 """
 import ast
 import re
-import symtable
 from dataclasses import dataclass
 from pathlib import Path
 from posixpath import relpath
 from typing import NamedTuple
 
 from execnb.nbio import mk_cell, read_nb, write_nb
+from house import global_names
 from nbdev.processors import FilterDefaults
 
 from website.layout import unnumbered
@@ -45,7 +45,7 @@ class Site:
     "What every page needs to know of the others."
     nbs: Path
     modules: dict[str, Module]
-    homes: dict[str, str]  # module -> its page, relative to the site: `ctseg.core.errors` -> `core/errors.html`
+    homes: dict[str, str]  # module -> its page in the site: `ctseg.core.errors` -> `core/errors.html`
     places: dict[str, str]  # public name, in every form that prose uses -> `page#anchor`
     repository: str  # where the files of the repository can be read: `https://…/blob/main`
     host: str  # the published address of the site, ending in a slash
@@ -203,18 +203,6 @@ def fold_long(nb) -> None:
         if cell.cell_type != "code" or "#|" in cell.source or len(cell.source.splitlines()) <= LONG_CODE:
             continue
         cell.source = f'#| code-fold: true\n#| code-summary: "Code"\n{cell.source}'
-
-
-def global_names(source: str) -> tuple[set[str], set[str]]:
-    "The global names that a cell binds, and those that it reads and does not bind, in its functions too."
-    top = symtable.symtable(source, "cell", "exec")
-    tables = [top]
-    for table in tables:
-        tables += table.get_children()
-    bound = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
-    inner = {s.get_name() for t in tables[1:] for s in t.get_symbols() if s.is_global() and s.is_referenced()}
-    outer = {s.get_name() for s in top.get_symbols() if s.is_referenced()}
-    return bound, (inner | outer) - bound
 
 
 def fold_setup(nb) -> None:
