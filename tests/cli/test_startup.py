@@ -16,7 +16,8 @@ READERS = {"nibabel", "pydicom", "highdicom", "zarr"}
 COMPILER = {"torch._dynamo", "sympy"}
 WATCHED = TABLES | READERS | COMPILER | {"torch", "timm", "psutil", "accelerate", "scipy.ndimage", "scipy.optimize"}
 COMMAND = f"""
-import gc, sys
+import gc
+import sys
 from ctseg.cli.main import main
 
 try: main()

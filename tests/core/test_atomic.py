@@ -139,7 +139,9 @@ def test_a_full_disk_within_another_write_names_what_was_asked_for(tmp_path):
 
 
 KILLED = """
-import os, signal, sys
+import os
+import signal
+import sys
 from ctseg.core.atomic import atomic_path
 with atomic_path(sys.argv[1]) as tmp:
     tmp.write_text("half")

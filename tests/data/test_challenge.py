@@ -553,7 +553,9 @@ def test_disk_fails_while_a_folder_is_written(tmp_path, monkeypatch, function, c
 
 
 SCRIPT = """
-import os, subprocess, sys
+import os
+import subprocess
+import sys
 import numpy as np
 from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge, write_challenge

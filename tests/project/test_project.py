@@ -1,5 +1,11 @@
 "The package, the notebooks and their text mirror agree, and every notebook is clean."
-import ast, configparser, os, re, shutil, subprocess, sys
+import ast
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 

@@ -5,7 +5,11 @@ Bytes are promised for the versions of typst and matplotlib that paper/numbers.j
 and constraints.txt pin them).
 With others the numbers are compared and the bytes are not.
 """
-import copy, json, re, shutil, sys
+import copy
+import json
+import re
+import shutil
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +18,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT/"paper"))
-import build, figures, measured
+import build
+import figures
+import measured
 
 HINT = "run `make report`"
 

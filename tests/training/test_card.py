@@ -1,10 +1,17 @@
 """What happens on a GPU, on machines without one: float16, loss scaling, and that nothing is left behind on
 the CPU. Each check runs in a process with a pretended card (card.py)."""
-import fcntl, hashlib, importlib.util, json, shutil, subprocess, sys
+import fcntl
+import hashlib
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
-import pytest, torch
+import pytest
+import torch
 
 from ctseg.data.challenge import read_challenge
 from ctseg.prediction.predictor import load_predictor, predict_masks

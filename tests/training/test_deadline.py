@@ -131,7 +131,8 @@ RARE = [name for name in ("SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGQUIT") if hasattr
 
 # In a process of its own: another test, or a library, may have its own idea of these signals.
 EACH = """
-import signal, sys
+import signal
+import sys
 from ctseg.training.deadline import Deadline
 for name in sys.argv[1:]:
     number = getattr(signal, name)

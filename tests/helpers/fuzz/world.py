@@ -194,8 +194,17 @@ def fill_cache(folder: Path):
 
 def warm(world: Path):
     "Import in this process what its children would import again and again."
-    import io, contextlib, tempfile
-    import ctseg.cli.main, ctseg.report.comparison, ctseg.io.dicom_import, ctseg.io.dicom_seg, ctseg.io.nifti_import, ctseg.integrations.nnunet, ctseg.io.openkbp, ctseg.io.totalsegmentator
+    import io
+    import contextlib
+    import tempfile
+    import ctseg.cli.main
+    import ctseg.report.comparison
+    import ctseg.io.dicom_import
+    import ctseg.io.dicom_seg
+    import ctseg.io.nifti_import
+    import ctseg.integrations.nnunet
+    import ctseg.io.openkbp
+    import ctseg.io.totalsegmentator
     from ctseg.report.page import report
     with tempfile.TemporaryDirectory() as d, contextlib.redirect_stderr(io.StringIO()):
         train(str(world/"data"), f"{d}/run", "original-attunet", [*SETTINGS, "--set=epochs=1"])
