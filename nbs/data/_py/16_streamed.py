@@ -94,6 +94,11 @@ class _Pixels(NamedTuple):
     present: np.ndarray
     stacks: Stacks|None = None
 
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        "Height and width of the images."
+        return self.images.shape[1:]
+
 def _read(slices: SliceSet, index: np.ndarray) -> _Pixels:
     "The slices at `index`, read."
     known, present = slices.known[index], slices.present[index]
