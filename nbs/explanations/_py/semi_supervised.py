@@ -154,4 +154,4 @@ print(f"with a certainty of 0.9: found {found:.0%}, another structure {other:.1%
 # They share three safeguards. **Truth is never overwritten**: where people looked, their answer stands. **What is not believed stays unknown**, so the losses skip it. **Every gain is measured** against the same network trained on the same annotated slices *without* the others. This is repeated with several seeds, because the luck of
 # one training is larger than most gains.
 #
-# [With few annotated slices](../benchmarks/realct_semi.ipynb) some methods help clearly and several do not. With many no clear gain was found. The benchmark says which. Choose [a loss that leaves the unknown alone](../benchmarks/realct_supervised.ipynb) first, because it brings more.
+# [With few annotated slices](../benchmarks/realct_semi.ipynb) some methods help clearly and several do not. With many no clear gain was found. The benchmark says which. Choose [a loss that leaves the unknown alone](../benchmarks/realct_supervised.ipynb) first, because it brings more: with 100 annotated slices 0.28 of Dice, and the other slices 0.08 on top of that.

@@ -76,7 +76,7 @@ assert (table[2, :2] > table[0, :2] - 0.02).all() and table[2, 2] > table[3, 2] 
 keep.cleanup()
 
 # %% [markdown]
-# Fine-tuning forgets the lungs: nobody examined them in the new slices, so they count as absent there. With the old network's answers they are as good as before, and the heart comes within 0.03 of training on both folders at once, which needs the old folder. These are toys and one seed: the order is what to take from it, not the digits. [On real CT](../benchmarks/adding_a_class.ipynb), three seeds, the old structures keep their mean, and single ones lose 0.02 at most.
+# Fine-tuning forgets the lungs: nobody examined them in the new slices, so they count as absent there. With the old network's answers they are as good as before, and the heart is as good as after training on both folders at once, which needs the old folder. These are toys and one seed: the order is what to take from it, not the digits. [On real CT](../benchmarks/adding_a_class.ipynb), three seeds, the old structures keep their mean, and single ones lose 0.02 at most.
 #
 # ## What to know
 #

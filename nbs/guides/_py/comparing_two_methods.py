@@ -110,7 +110,7 @@ plt.show()
 # | two intervals side by side instead of one for the difference | a hard patient widens both; a clear difference hides |
 # | slices as independent pieces of evidence | slices of one patient resemble each other, so the interval comes out too narrow. Give the patients (`groups`) |
 # | the best of ten settings against the default of the other | the ten were chosen on the slices that judge. Tune both alike, then score once on the test |
-# | a semi-supervised method at equal epochs | it sees two to four times as many images |
+# | a semi-supervised method at equal epochs | it sees [two to nine times](choosing_a_recipe.ipynb#what-a-method-costs) as many images |
 # | one method with its chosen rule, the other by argmax | the rule is part of the score. Compare both by their rules, or both by argmax; the comparison page shows both |
 #
 # What of the package's own claims was measured, and with how many seeds: [what held](../benchmarks/claims.ipynb).

@@ -108,7 +108,7 @@ except InputError as error:
 # ## Where the numbers come from
 #
 # `python tools/bench.py TABLE --data FOLDER` trains the rows of a fixed table of recipes, settings and seeds. Of each run it keeps the Dice of every test slice and class in `nbs/benchmarks/results/TABLE/NAME-sSEED.npz`, and it repeats no run that is there. The pages below compute every table from these files,
-# by the functions that REPORT.pdf uses (`paper/measured.py`), and the README is written from `nbs/index.ipynb`. No published number is typed by hand, and a test fails when one is behind.
+# by the functions that REPORT.pdf uses (`paper/measured.py`), and the README is written from `nbs/index.ipynb`. No number of the README, the PDF or a table is typed by hand, and a test fails when one of them is behind. Sentences around the tables name figures too: those are checked by reading.
 
 # %%
 #| hide

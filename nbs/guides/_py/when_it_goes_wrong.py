@@ -44,7 +44,7 @@
 # | symptom | cause | what helps |
 # |---|---|---|
 # | a structure is never drawn | it is rare, or was hardly ever looked for (never: then `ctseg fit` says so), or zeros were read as background | `ctseg check` counts the slices that show each structure; the report shows each with its support. Take a loss that leaves unknown alone (all recipes but `original-…`), with `log_dice` |
-# | many structures drawn where there are none | each one costs a whole cell | the [decision rule](../prediction/20_predictor.ipynb) weighs that risk, as far as the held-out slices show it, so hold out enough (`folds=5`); `ctseg predict … --gate 0.5` also drops what peaks below 0.5 |
+# | many structures drawn where there are none | each one costs a whole cell | the [decision rule](../inference/40_rule.ipynb) weighs that risk, as far as the held-out slices show it, so hold out enough (`folds=5`); `ctseg predict … --gate 0.5` also drops what peaks below 0.5 |
 # | held-out Dice and leaderboard disagree | partial truth: on held-out slices only examined cells are scored, so inventions elsewhere are not seen | trust differences between runs more than the number; [what is bounded and what is not](../metrics/10_challenge.ipynb) |
 # | two trainings differ by more than your change | that is normal with few slices | three seeds at least, and [a paired interval](../metrics/40_bootstrap.ipynb) over patients |
 # | left and right are confused | the pictures were mirrored without exchanging the names | `mirror` exchanges them for classes named `…_left` and `…_right`; which axis is left–right differs: `vertical` for the challenge's images, `horizontal` for imported volumes |

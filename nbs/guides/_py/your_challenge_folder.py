@@ -4,7 +4,7 @@
 # > The folder that every command reads: what is in it, how to write one, and what to type then.
 
 # %% [markdown]
-# A challenge folder is all that is needed. It may have any number of structures (without `class_names.json` the challenge's 54) and any image size:
+# A challenge folder is all that is needed. It may have any number of structures (without `class_names.json` the 54 of [the ENS/Raidium challenge](https://challengedata.ens.fr/participants/challenges/165/)) and any image size:
 #
 # ```
 # my_data/
@@ -113,7 +113,7 @@ for name, row in zip(again.names, states):
 #
 # **With internet**: click *Open in Kaggle* at the top of a notebook, attach the challenge's files, turn Internet on, choose *GPU T4 x2*, run. The package comes from GitHub.
 #
-# **Without internet**, as most competitions want it, the package comes from a data set of your own. `make kaggle` writes it, and the notebooks under your name; it installs 60 MB, not the 2 GB of training.
+# **Without internet**, as most competitions want it, the package comes from a data set of your own. `make kaggle` writes it, and the notebooks under your name. It installs 60 MB of tools here, not the 2 GB that training needs.
 #
 # ```sh
 # git clone https://github.com/ctseg/ctseg && cd ctseg

@@ -272,7 +272,7 @@ print(
 #
 # A slice may show the liver beyond doubt and be hopeless about the pancreas. Accepting the whole slice lets in the bad pancreas; rejecting it throws away the good liver. So a **cell** is accepted on its own confidence, and a cell that is refused stays unknown.
 #
-# Confidence is compared *within a class*, by a quota: a network is less sure of the pancreas than of the lung even when it is right, and a common bar would keep lungs only. Confident absences, where the class's peak probability stays low everywhere, are kept as negatives. Cells that people examined keep what people found.
+# Confidence is compared *within a class*, by a quota: a network is less sure of the pancreas than of the lung even when it is right, and one threshold for all classes would keep lungs only. Confident absences, where the class's peak probability stays low everywhere, are kept as negatives. Cells that people examined keep what people found.
 #
 # The confidence is Soft Dice Confidence alone. Several teachers could also be asked how much they agree, but [where truth is known](../benchmarks/confidence.ipynb) that ranks cells no better.
 
