@@ -426,6 +426,21 @@ def peers(results: Path) -> list[dict]:
     ]
 
 
+def many_patients(results: Path) -> dict:
+    """A hundred annotated slices of nearly as many patients: `ctseg` against those of thirteen, by argmax; and
+    its mean with a pretrained network against itself, both by least areas."""
+    drawn, first = load(results/"spread"), "spread100-ctseg"
+    runs = {"spread": drawn.get(first, {}), "together": load(results/"semi100").get("ctseg-second-3", {})}
+    more = compare(runs, "spread", "together", argmax)
+    pairs = load(results/"together").get(f"spread-{first}+{first}-pretrained", {})
+    if not more or not pairs: return {}
+    ways = {"pair": "dice_least", "alone": f"{first}_least"}
+    tables = {way: [run[key] for run in pairs.values()] for way, key in ways.items()}
+    scores = {way: [mean_dice(table) for table in of_way] for way, of_way in tables.items()}
+    gain = paired(tables["pair"], tables["alone"], next(iter(pairs.values()))["groups"])
+    return {"spread": more, "pair": gain, "scores": scores}
+
+
 def beyond(results: Path) -> dict:
     "What lies beyond the original's comparison. Everything is decided by argmax."
     scores = {key: [mean_dice(argmax(r)) for r in runs.values()] for key, runs in by_budget(results).items()}
@@ -433,6 +448,7 @@ def beyond(results: Path) -> dict:
     small = {"ctseg": load(results/"semi100").get("ctseg", {})} | load(results/"pretrained")
     return {
         "budgets": cells,
+        "many_patients": many_patients(results),
         "peers": peers(results),
         "pretrained": compare(small, "ctseg-pretrained", "ctseg", argmax),
         "large": compare(load(results/"large"), "lite0", "attunet", argmax),

@@ -230,6 +230,7 @@ FINISHED = {
     "decisions": "decide what the finished runs of each row predict in several ways",
     "precisions": "predict with the finished runs of each row in float32 and in bfloat16",
     "ensemble": "average the finished runs of a row, its seeds or its folds NAME-f0, … (--only NAME)",
+    "together": "average the finished runs of the rows that --only names, seed by seed",
 }
 
 
@@ -239,6 +240,9 @@ def of_finished(a: argparse.Namespace, names: list[str]) -> bool:
     if a.ensemble:
         for name in a.only or sorted({re.sub(r"-f\d+$", "", name) for name in names}):
             print(bench_finished.ensembles(a.table, name, a.seeds, a.data, a.runs), flush=True)
+    elif a.together:
+        for seed in a.seeds:
+            print(bench_finished.together(a.table, names, seed, a.data, a.runs), flush=True)
     elif a.confidence:
         for name in names:
             print(bench_finished.confidences(a.table, name, a.seeds, a.data, a.runs), flush=True)

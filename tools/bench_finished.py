@@ -125,6 +125,27 @@ def decisions(table: str, name: str, seed: int, data: Path, runs: Path, other: P
     return f"{target.stem}  {means}"
 
 
+def together(table: str, names: Sequence[str], seed: int, data: Path, runs: Path) -> str:
+    """The test slices as the finished runs of several rows draw them together, and each alone.
+
+    Decided by argmax, by least areas, and by the rule that their common held-out slices choose."""
+    torch.set_num_threads(1)
+    folders = [runs/table/f"{name}-s{seed}" for name in names]
+    train, test = training_slices(names[0], seed, data), read_challenge(data, "test")
+    predictor, run = load_predictor(folders, pick_device("auto")), Run(folders[0])
+    job = Job(run_spec(run)["recipe"], train, run, predictor.plan, seed)
+    least = Rule(least=least_shares(job.labelled))
+    chosen, _ = choose_rule(predictor, job.holdout, outlined=job.labelled)
+    keep = dice_by_rule("dice", predictor, test, {"argmax": Rule(), "least": least, "chosen": chosen})
+    for name, folder in zip(names, folders):
+        alone = load_predictor(folder, predictor.plan)
+        keep |= dice_by_rule(name, alone, test, {"argmax": Rule(), "least": least})
+    target = results.RESULTS/"together"/f"{table}-{'+'.join(names)}-s{seed}.npz"
+    facts = {"names": list(names), "chosen": str(chosen), "held out": len(job.holdout)}
+    results.write_arrays(target, **keep, **about_test(test), facts=json.dumps(facts))
+    return f"{target.stem}  " + str({key: round(mean_dice(keep[key]), 4) for key in keep if key.startswith("dice_")})
+
+
 def precisions(table: str, name: str, seed: int, data: Path, runs: Path) -> dict:
     """The test slices as a finished run draws them in float32 and in bfloat16: mean Dice of both, and the
     share of pixels on which they agree."""

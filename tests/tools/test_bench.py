@@ -1,5 +1,6 @@
 "The tables of runs that the benchmarks stand on: one row, from training to the kept arrays."
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,12 @@ def test_a_run_is_kept_once_with_all_that_the_notebooks_read(tmp_path, monkeypat
         np.testing.assert_array_equal(z["dice_argmax"], argmax)
         assert z["dice_least"].shape == z["dice_expected"].shape == argmax.shape
     assert "no finished run" in bench_finished.decisions("toy", "masked", 1, ROOT/"data_sample", tmp_path/"runs")
+    shutil.copytree(tmp_path/"runs"/"toy"/"masked-s0", tmp_path/"runs"/"toy"/"copy-s0")
+    with pytest.warns(UserWarning, match="copy of the other"):
+        bench_finished.together("toy", ["masked", "copy"], 0, ROOT/"data_sample", tmp_path/"runs")
+    with np.load(tmp_path/"results"/"together"/"toy-masked+copy-s0.npz") as z:
+        np.testing.assert_array_equal(z["dice_argmax"], argmax)  # the mean of a run and its copy
+        np.testing.assert_array_equal(z["copy_least"], z["dice_least"])
     bench_finished.confidences("toy", "masked", [0, 0], ROOT/"data_sample", tmp_path/"runs")
     with np.load(tmp_path/"results"/"confidence"/"toy-masked.npz") as z:
         np.testing.assert_array_equal(z["one_sdc"], z["mean_sdc"])  # the same run twice is no other teacher

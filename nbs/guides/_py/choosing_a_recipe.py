@@ -11,7 +11,7 @@
 # | **an hour** | `marginal-log` with `model=unet:resnet34` (`pip install 'ctseg[zoo]'`) | a pretrained encoder, and a seventh of the Attention U-Net's arithmetic |
 # | an hour, no internet | the same with `weights=FILE`, or `ctseg-1h` | the encoder's weights have to come from somewhere |
 # | **six hours**, most slices annotated | three to five folds of `marginal-log`, averaged | the [most dependable gain](../benchmarks/realct_ensemble.ipynb) there is |
-# | six hours, few slices annotated | `ctseg` | the [largest gain measured](../benchmarks/realct_semi.ipynb#a-longer-second-phase) for a single network |
+# | six hours, few slices annotated | `ctseg` | the [largest gain measured](../benchmarks/realct_semi.ipynb#a-longer-second-phase) for a single network; [a second one by `ctseg-pretrained`](../benchmarks/label_efficiency.ipynb#two-kinds-of-network-together), averaged with it, adds .016 |
 # | **thirty hours** (Kaggle's week) | one `ctseg-30h`; or two or three folds of `ctseg`, averaged | both of the above; not measured |
 # | a question of method | `original-attunet`, `original-teacher-student` against `marginal-log`, three seeds each | the original project's methods |
 #
