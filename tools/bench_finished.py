@@ -143,7 +143,8 @@ def together(table: str, names: Sequence[str], seed: int, data: Path, runs: Path
     target = results.RESULTS/"together"/f"{table}-{'+'.join(names)}-s{seed}.npz"
     facts = {"names": list(names), "chosen": str(chosen), "held out": len(job.holdout)}
     results.write_arrays(target, **keep, **about_test(test), facts=json.dumps(facts))
-    return f"{target.stem}  " + str({key: round(mean_dice(keep[key]), 4) for key in keep if key.startswith("dice_")})
+    means = {key: round(mean_dice(scores), 4) for key, scores in keep.items() if key.startswith("dice_")}
+    return f"{target.stem}  {means}"
 
 
 def precisions(table: str, name: str, seed: int, data: Path, runs: Path) -> dict:
