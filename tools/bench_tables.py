@@ -150,7 +150,7 @@ TABLES = {
     ],
     # a hundred annotated slices of all patients: one of each, then a second
     "spread": [(f"spread100-{recipe}", recipe, BASE + FEW[1:]) for recipe in ("marginal-log", "ctseg")]
-    + [("spread100-ctseg-pretrained", "ctseg-pretrained", HALF + ("batch_size=8", "precision=fp32", "epochs=50"))],
+    + [("spread100-ctseg-pretrained", "ctseg-pretrained", (*HALF, "batch_size=8", "precision=fp32", "epochs=50"))],
     "large": [
         ("attunet", "marginal-log", ("width=16", *LARGE)),
         ("lite0", "marginal-log", (*LITE0, *LARGE)),
