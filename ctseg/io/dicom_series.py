@@ -8,6 +8,7 @@ __all__ = ['single_slices', 'slices_in', 'Stack', 'make_stack', 'check_duplicate
            'in_other_frame', 'make_series', 'series_notes']
 
 # %% ../../nbs/io/72_dicom_series.ipynb #7ac90c7f
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Stack:
     columns: np.ndarray # float [3]: the direction in which columns grow
     rows: np.ndarray # float [3]: the direction in which rows grow
 
-    @property
+    @functools.cached_property
     def normal(self) -> np.ndarray:
         "The direction of the stack, float [3]."
         return np.cross(self.columns, self.rows)
@@ -257,7 +258,7 @@ class _Geometry:
         header = self.headers[0]
         return int(header.Columns), int(header.Rows), len(self.paths)
 
-    @property
+    @functools.cached_property
     def normal(self) -> np.ndarray:
         "The direction of the stack, a unit vector, right, front, up."
         column, row, step = self.affine[:3, :3].T
