@@ -175,13 +175,13 @@ def _filled(predicted: Predicted, sheet: Sheet) -> Iterator[list[str]]:
     "The header and the rows of the sample, with codes; `InputError` for a row of which nothing is predicted."
     header, rows = read_text_table(sheet.like)
     form = find_form(header, sheet.like)
-    ids = _label_ids(rows, header, form, predicted, sheet)
+    ids = _label_ids(rows.values(), header, form, predicted, sheet)
     yield header
-    for number, row in enumerate(rows, 2):
+    for line, row in rows.items():
         image, label = _asked(row, form, predicted)
         if image is None:
             asked = row[form.image][:60]
-            raise InputError(f"{sheet.like}, row {number}: nothing is predicted for {asked!r}; "
+            raise InputError(f"{sheet.like}, line {line}: nothing is predicted for {asked!r}; "
                              "predict all images that the sample names")
         mask = predicted[image]
         if form.wide:
