@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_TABLE', 'MAX_LINES', 'MAX_WIDTH', 'MAX_LINE', 'MOST_LINES', 'MOST_TEXT', 'table_problem',
-           'table_text', 'counted_lines', 'refuse_repeated', 'once_each', 'table_rows',
+           'table_text', 'counted_lines', 'refuse_repeated', 'once_each', 'table_cells',
            'refuse_padding', 'csv_cell']
 
 # %% ../../nbs/core/12_tables.ipynb #ffc15109
@@ -110,7 +110,19 @@ def _filled_rows(lines: Iterator[str], first: str, separator: str) -> Iterator[t
         if any(map(str.strip, row)): yield begin, row
         begin = reader.line_num
 
-def table_rows(
+# %% ../../nbs/core/12_tables.ipynb #61826b86
+def _checked_rows(rows: dict[int, list[str]], path: str | Path) -> tuple[list[str], dict[int, list[str]]]:
+    "The header, which is the first row, and the rows; `InputError` for a row that is not as long."
+    if not rows: raise InputError(f"{path}: is empty, expected a CSV with a header")
+    header = [name.strip() for name in rows.pop(min(rows))]
+    odd = next((line for line, row in rows.items() if len(row) != len(header)), None)
+    if odd is not None:
+        raise InputError(f"{path}, line {odd}: {len(rows[odd])} cells, but the header has {len(header)}; "
+                         "the file may be cut off")
+    refuse_repeated(header, path)
+    return header, rows
+
+def table_cells(
     lines: Iterable[str], # with their ends
     path: str | Path, # for messages
     marks: str = ",;\t", # what may stand between cells
@@ -120,8 +132,8 @@ def table_rows(
     lines = iter(lines)
     for skipped, first in enumerate(lines):
         separator = _TELLS_SEPARATOR.fullmatch(first)
-        if separator: told = separator[1]
-        elif first.strip(f"{marks}\r\n "): break
+        told = separator[1] if separator else told
+        if not separator and first.strip(f"{marks}\r\n "): break
     usual = csv.field_size_limit(MAX_LINE)  # of the whole process
     try:
         found = _filled_rows(lines, first, told or _separator(first, marks))
@@ -131,17 +143,6 @@ def table_rows(
     finally:
         csv.field_size_limit(usual)
     return _checked_rows(rows, path)
-
-def _checked_rows(rows: dict[int, list[str]], path: str | Path) -> tuple[list[str], dict[int, list[str]]]:
-    "The header, which is the first row, and the rows; `InputError` for a row that is not as long."
-    if not rows: raise InputError(f"{path}: is empty, expected a CSV with a header")
-    header = [name.strip() for name in rows.pop(min(rows))]
-    for line, row in rows.items():
-        if len(row) == len(header): continue
-        raise InputError(f"{path}, line {line}: {len(row)} cells, but the header has {len(header)}; "
-                         "the file may be cut off")
-    refuse_repeated(header, path)
-    return header, rows
 
 # %% ../../nbs/core/12_tables.ipynb #658510e7
 _LOOK = 1 << 20  # bytes

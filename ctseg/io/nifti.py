@@ -52,7 +52,8 @@ def _check_scaling(header, path):
     "`InputError` for a header whose values would be scaled by infinity."
     slope = float(header["scl_slope"])
     if np.isinf(slope):
-        raise InputError(f"{path}: scales its voxels by {slope:g} (scl_slope); it is damaged, export it again")
+        raise InputError(f"{path}: scales its voxels by {slope:g} (scl_slope); "
+                         "it is damaged, export it again")
 
 def _check_length(dataobj, length: int, path):
     "`InputError` unless the voxels of an image reach to the end of its file, which has `length` bytes unpacked."

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..core.anatomy import ClassMap, RAIDIUM54
 from ..core.errors import InputError, did_you_mean
 from ..core.filetypes import check_folder
-from ..core.tables import once_each, table_rows, table_text
+from ..core.tables import once_each, table_cells, table_text
 from ..data.images import natural_key
 from .cases import Case
 from .cutting import Work, file_stamp
@@ -67,11 +67,11 @@ def _meta_splits(src: Path) -> dict[str, str]:
     "Subject → train, val or test, from `meta.csv`, if it is there."
     path = src/"meta.csv"
     if not path.exists(): return {}
-    header, rows = table_rows(io.StringIO(table_text(path), newline=""), path)
-    if not {"image_id", "split"} <= set(header):
+    header, rows = table_cells(io.StringIO(table_text(path), newline=""), path)
+    try: subject, split = map(header.index, ("image_id", "split"))
+    except ValueError:
         raise InputError(f"{path}: expected a table with the columns image_id;…;split;…, "
-                         "as TotalSegmentator has it")
-    subject, split = header.index("image_id"), header.index("split")
+                         "as TotalSegmentator has it") from None
     return once_each(((row[subject], row[split]) for row in rows.values()), path)
 
 # %% ../../nbs/io/85_totalsegmentator.ipynb #a90eae56

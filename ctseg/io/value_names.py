@@ -15,12 +15,12 @@ from pathlib import Path
 from ..core.anatomy import ClassMap
 from ..core.errors import InputError, did_you_mean
 from ..core.json_files import read_json
-from ..core.tables import counted_lines, table_rows
+from ..core.tables import counted_lines, table_cells
 from ..data.images import natural_key
 from ..data.mask_rows import open_csv
 
 # %% ../../nbs/io/91_value_names.ipynb #a41d812d
-def read_text_table(path) -> tuple[list[str], dict[int, list[str]]]: # see `table_rows`
+def read_text_table(path) -> tuple[list[str], dict[int, list[str]]]: # see `table_cells`
     "A CSV of text, packed or not: its header and, by line, its rows. `InputError` for anything else."
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -28,7 +28,7 @@ def read_text_table(path) -> tuple[list[str], dict[int, list[str]]]: # see `tabl
     try:
         with open_csv(path) as raw:
             text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-            return table_rows(counted_lines(text, path), path)
+            return table_cells(counted_lines(text, path), path)
     except UnicodeDecodeError as e:
         raise InputError(f"{path}: not a readable CSV ({e}); write it again as UTF-8 text") from None
 

@@ -10,7 +10,7 @@ import pytest
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError, did_you_mean, some_of
 from ctseg.core.json_files import read_json
-from ctseg.core.tables import MAX_LINES, MAX_WIDTH, counted_lines, refuse_padding, table_rows, table_text
+from ctseg.core.tables import MAX_LINES, MAX_WIDTH, counted_lines, refuse_padding, table_cells, table_text
 from ctseg.data.mask_rows import count_rows, read_image_names
 
 
@@ -120,7 +120,7 @@ ROWS = {2: ["1", "liver"], 3: ["2", "spleen, left"]}
     ('value,name\n1,"liver\nor so"\n2,x\n', {2: ["1", "liver\nor so"], 4: ["2", "x"]}),
 ])
 def test_tables_as_spreadsheets_write_them(text, rows):
-    header, found = table_rows(io.StringIO(text, newline=""), "names.csv")
+    header, found = table_cells(io.StringIO(text, newline=""), "names.csv")
     assert header[0] == "value" and header[1].strip('" ').startswith("name") and found == rows
 
 
@@ -130,5 +130,5 @@ def test_tables_as_spreadsheets_write_them(text, rows):
 ])
 def test_a_message_names_the_line_that_an_editor_shows(text, part):
     with pytest.raises(InputError) as e:
-        table_rows(io.StringIO(text, newline=""), "names.csv")
+        table_cells(io.StringIO(text, newline=""), "names.csv")
     assert part in str(e.value) and "names.csv" in str(e.value)

@@ -203,7 +203,8 @@ def png_damage(png: bytes) -> str:
         if kind in PIXEL_PARTS and zlib.crc32(view[at + 4:end]) != int.from_bytes(view[end:end + 4], "big"):
             return "a checksum differs"
         at = end + 4
-        if kind == b"IEND": return "more lies behind its end" if png[at:].strip(_PADDING) else ""
+        if kind == b"IEND":
+            return "more lies behind its end" if png[at:].strip(_PADDING) else ""
     return "it has no end"
 
 

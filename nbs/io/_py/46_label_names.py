@@ -18,7 +18,7 @@ import numpy as np
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.errors import InputError, some_of
 from ctseg.core.json_files import read_json
-from ctseg.core.tables import table_rows, table_text
+from ctseg.core.tables import table_cells, table_text
 from ctseg.io.volumes import class_flags
 
 # %%
@@ -144,7 +144,7 @@ def table_classes(path: Path) -> ClassMap:
     "The classes of a table with a column for the number and one for the name; `InputError` for another one."
     text = table_text(path, "write one as CSV in UTF-8 with the columns id and name")
     marks = "\t" if path.suffix == ".tsv" else ",;\t"
-    header, rows = table_rows(io.StringIO(text, newline=""), path, marks)
+    header, rows = table_cells(io.StringIO(text, newline=""), path, marks)
     headings = [name.lower() for name in header]
     id = next((headings.index(name) for name in _ID_COLUMNS if name in headings), None)
     name = next((headings.index(name) for name in _NAME_COLUMNS if name in headings), None)

@@ -16,7 +16,7 @@ from pathlib import Path
 from ctseg.core.anatomy import ClassMap, RAIDIUM54
 from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.filetypes import check_folder
-from ctseg.core.tables import once_each, table_rows, table_text
+from ctseg.core.tables import once_each, table_cells, table_text
 from ctseg.data.images import natural_key
 from ctseg.io.cases import Case
 from ctseg.io.cutting import Work, file_stamp
@@ -137,11 +137,11 @@ def _meta_splits(src: Path) -> dict[str, str]:
     "Subject → train, val or test, from `meta.csv`, if it is there."
     path = src/"meta.csv"
     if not path.exists(): return {}
-    header, rows = table_rows(io.StringIO(table_text(path), newline=""), path)
-    if not {"image_id", "split"} <= set(header):
+    header, rows = table_cells(io.StringIO(table_text(path), newline=""), path)
+    try: subject, split = map(header.index, ("image_id", "split"))
+    except ValueError:
         raise InputError(f"{path}: expected a table with the columns image_id;…;split;…, "
-                         "as TotalSegmentator has it")
-    subject, split = header.index("image_id"), header.index("split")
+                         "as TotalSegmentator has it") from None
     return once_each(((row[subject], row[split]) for row in rows.values()), path)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.json_files import read_json
-from ctseg.core.tables import counted_lines, table_rows
+from ctseg.core.tables import counted_lines, table_cells
 from ctseg.data.images import natural_key
 from ctseg.data.mask_rows import open_csv
 
@@ -37,7 +37,7 @@ from fastcore.test import test_eq, test_fail
 
 # %%
 #| export
-def read_text_table(path) -> tuple[list[str], dict[int, list[str]]]: # see `table_rows`
+def read_text_table(path) -> tuple[list[str], dict[int, list[str]]]: # see `table_cells`
     "A CSV of text, packed or not: its header and, by line, its rows. `InputError` for anything else."
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -45,7 +45,7 @@ def read_text_table(path) -> tuple[list[str], dict[int, list[str]]]: # see `tabl
     try:
         with open_csv(path) as raw:
             text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-            return table_rows(counted_lines(text, path), path)
+            return table_cells(counted_lines(text, path), path)
     except UnicodeDecodeError as e:
         raise InputError(f"{path}: not a readable CSV ({e}); write it again as UTF-8 text") from None
 
