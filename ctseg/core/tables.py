@@ -107,13 +107,15 @@ def _filled_rows(lines: Iterator[str], first: str, separator: str) -> Iterator[t
     reader = csv.reader(itertools.chain([first], lines), delimiter=separator, strict=True)
     begin = 0
     for row in reader:
-        if any(map(str.strip, row)): yield begin, row
+        filled = any(map(str.strip, row))
+        if filled: yield begin, row
         begin = reader.line_num
 
 # %% ../../nbs/core/12_tables.ipynb #61826b86
 def _checked_rows(rows: dict[int, list[str]], path: str | Path) -> tuple[list[str], dict[int, list[str]]]:
     "The header, which is the first row, and the rows; `InputError` for a row that is not as long."
-    if not rows: raise InputError(f"{path}: is empty, expected a CSV with a header")
+    if not rows:
+        raise InputError(f"{path}: is empty, expected a CSV with a header")
     header = [name.strip() for name in rows.pop(min(rows))]
     odd = next((line for line, row in rows.items() if len(row) != len(header)), None)
     if odd is not None:
@@ -122,18 +124,19 @@ def _checked_rows(rows: dict[int, list[str]], path: str | Path) -> tuple[list[st
     refuse_repeated(header, path)
     return header, rows
 
+# %% ../../nbs/core/12_tables.ipynb #ffe7c4e7
 def table_cells(
     lines: Iterable[str], # with their ends
     path: str | Path, # for messages
     marks: str = ",;\t", # what may stand between cells
 ) -> tuple[list[str], dict[int, list[str]]]: # the names of the columns; line → its cells, as many
     "The header and the rows of a table; `InputError` for a table that is none. Empty rows are passed over."
-    told, skipped, first = "", 0, ""
-    lines = iter(lines)
+    lines, told, skipped, first = iter(lines), "", 0, ""
     for skipped, first in enumerate(lines):
         separator = _TELLS_SEPARATOR.fullmatch(first)
         told = separator[1] if separator else told
-        if not separator and first.strip(f"{marks}\r\n "): break
+        if not separator and first.strip(f"{marks}\r\n "):
+            break
     usual = csv.field_size_limit(MAX_LINE)  # of the whole process
     try:
         found = _filled_rows(lines, first, told or _separator(first, marks))

@@ -86,6 +86,7 @@ def _open_image(path):
         _check_scaling(image.header_class.from_fileobj(file, check=False), path)
     return image
 
+# %% ../../nbs/io/60_nifti.ipynb #def8c525
 def _load_image(path):
     "A NIfTI image and its voxels; `InputError` for a file that is damaged or no NIfTI."
     import_volumes_package("nibabel")

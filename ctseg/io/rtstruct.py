@@ -210,6 +210,7 @@ def _different(areas: list[np.ndarray]) -> list[np.ndarray]:
     different = {area.tobytes(): area for area in areas if len(area)}
     return sorted(different.values(), key=len, reverse=True)
 
+# %% ../../nbs/io/74_rtstruct.ipynb #d61a9c46
 def _holds(larger: np.ndarray, area: np.ndarray) -> bool:
     "Does an area hold all pixels of another, which begins and ends within it?"
     return np.array_equal(larger[np.searchsorted(larger, area)], area)

@@ -119,6 +119,9 @@ def _open_image(path):
         _check_scaling(image.header_class.from_fileobj(file, check=False), path)
     return image
 
+
+# %%
+#| export
 def _load_image(path):
     "A NIfTI image and its voxels; `InputError` for a file that is damaged or no NIfTI."
     import_volumes_package("nibabel")

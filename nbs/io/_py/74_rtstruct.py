@@ -327,6 +327,13 @@ def _different(areas: list[np.ndarray]) -> list[np.ndarray]:
     different = {area.tobytes(): area for area in areas if len(area)}
     return sorted(different.values(), key=len, reverse=True)
 
+
+# %%
+print([len(area) for area in _different([np.arange(3), np.arange(5), np.arange(3), np.arange(0)])])
+
+
+# %%
+#| export
 def _holds(larger: np.ndarray, area: np.ndarray) -> bool:
     "Does an area hold all pixels of another, which begins and ends within it?"
     return np.array_equal(larger[np.searchsorted(larger, area)], area)
