@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core.atomic import atomic_path
+from .core.atomic import atomic_path, check_place
 from .core.errors import InputError, say
 from .core.style import class_legend, image_grid, overlay, show_image
 from .data.challenge import read_challenge
@@ -161,6 +161,7 @@ def run_demo(
     out, start = Path(out), time.monotonic()
     settings = demo_settings() if settings is None else settings
     refuse_among_slices(out, data)
+    check_place(out)
     earlier = _may_write(out, overwrite, (settings, PRETRAINED, SMALL, *EARLIER))
     try:
         folder, mirror = (Path(data), "") if data else _sample(out)

@@ -357,7 +357,7 @@ def segment(
     Raises `InputError` if none could be segmented.
     """
     given = options_of(SegmentOptions, options, "segment")
-    wanted, out = check_formats(formats), new_folder(out)
+    wanted, out = check_formats(formats), new_folder(out, filled=True)
     paths = _paths_of(scans, out)
     predictor = _prepared(runs, given)
     slicing, notes = choose_slicing(trained_slicings(predictor), given.given)
@@ -366,7 +366,7 @@ def segment(
     job = SegmentJob(predictor, slicing, wanted, given, out)
     result = Segmented(out, [], found.broken, found.passed_over, notes + found.notes)
     with alone_in(out, out):
-        new_folder(out)  # another command may have been faster
+        new_folder(out, filled=True)  # another command may have been faster
         try:
             _work_through(job, found.scans, result)
             _refuse_all_failed(result)

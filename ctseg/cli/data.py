@@ -24,6 +24,7 @@ from ctseg.cli.slices import (
     AS_STORE, EVERY, FIRST, OFFSET, ORDER, OVERLAP, PATIENTS, PER_VOLUME, PLACES, SCALE, TEST,
     fitting_options, png_options, where_to, without_none,
 )
+from ..core.atomic import check_place
 from ..core.errors import did_you_mean
 from ..core.paths import refuse_inside
 
@@ -131,6 +132,7 @@ def import_kind(
     *read, out = places = where_to(kind, places)
     if kind == "png":  # whose own images it would find the next time
         refuse_inside(out, [*read, only_png["test"]])
+    check_place(out)  # before hours of looking through an archive
     takes = inspect.signature(kinds[kind]).parameters
     how = work_options(kind, takes, work)
     if kind == "png":

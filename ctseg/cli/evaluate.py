@@ -14,6 +14,7 @@ import typer
 
 from .console import app, print_facts
 from .options import refuse_replacing
+from ..core.atomic import check_file_place
 from ..core.errors import InputError
 from ..core.filetypes import called_nifti
 from ..core.json_files import write_json
@@ -82,6 +83,7 @@ def evaluate(
 ):
     "Score a submission (challenge's Dice, a row per class) or folders of NIfTI (Dice, surface Dice, HD95, ml)."
     refuse_replacing([json], [truth, prediction, annotated, classes])
+    check_file_place(json)
     result = evaluation(truth, prediction, annotated, classes, tolerance, mm)
     facts = result["facts"]
     print(result["table"].to_string(float_format="{:.3f}".format))

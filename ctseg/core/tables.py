@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['MAX_TABLE', 'MAX_LINES', 'MAX_WIDTH', 'MAX_LINE', 'MOST_LINES', 'MOST_TEXT', 'table_problem',
-           'table_text', 'counted_lines', 'refuse_repeated', 'once_each', 'refuse_padding',
-           'csv_cell']
+           'table_text', 'counted_lines', 'refuse_repeated', 'once_each', 'table_cells',
+           'refuse_padding', 'csv_cell']
 
 # %% ../../nbs/core/12_tables.ipynb #ffc15109
+import csv
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -91,6 +93,59 @@ def once_each(pairs: Iterable[tuple[str, str]], path: str | Path) -> dict[str, s
             raise InputError(f"{path}: {name[:60]!r} is there twice, "
                              "with different values; keep the one that holds")
     return table
+
+# %% ../../nbs/core/12_tables.ipynb #7d6a8dde
+_TELLS_SEPARATOR = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+
+def _separator(header: str, marks: str) -> str:
+    "What stands between the cells of a header, outside of quotes."
+    plain = re.sub(r'"[^"]*"', "", header)
+    return max(marks, key=plain.count)
+
+def _filled_rows(lines: Iterator[str], first: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    "The rows that hold anything, each with the number of the line that it begins on; `first` is 0."
+    reader = csv.reader(itertools.chain([first], lines), delimiter=separator, strict=True)
+    begin = 0
+    for row in reader:
+        filled = any(map(str.strip, row))
+        if filled: yield begin, row
+        begin = reader.line_num
+
+# %% ../../nbs/core/12_tables.ipynb #61826b86
+def _checked_rows(rows: dict[int, list[str]], path: str | Path) -> tuple[list[str], dict[int, list[str]]]:
+    "The header, which is the first row, and the rows; `InputError` for a row that is not as long."
+    if not rows:
+        raise InputError(f"{path}: is empty, expected a CSV with a header")
+    header = [name.strip() for name in rows.pop(min(rows))]
+    odd = next((line for line, row in rows.items() if len(row) != len(header)), None)
+    if odd is not None:
+        raise InputError(f"{path}, line {odd}: {len(rows[odd])} cells, but the header has {len(header)}; "
+                         "the file may be cut off")
+    refuse_repeated(header, path)
+    return header, rows
+
+# %% ../../nbs/core/12_tables.ipynb #ffe7c4e7
+def table_cells(
+    lines: Iterable[str], # with their ends
+    path: str | Path, # for messages
+    marks: str = ",;\t", # what may stand between cells
+) -> tuple[list[str], dict[int, list[str]]]: # the names of the columns; line → its cells, as many
+    "The header and the rows of a table; `InputError` for a table that is none. Empty rows are passed over."
+    lines, told, skipped, first = iter(lines), "", 0, ""
+    for skipped, first in enumerate(lines):
+        separator = _TELLS_SEPARATOR.fullmatch(first)
+        told = separator[1] if separator else told
+        if not separator and first.strip(f"{marks}\r\n "):
+            break
+    usual = csv.field_size_limit(MAX_LINE)  # of the whole process
+    try:
+        found = _filled_rows(lines, first, told or _separator(first, marks))
+        rows = {skipped + 1 + line: row for line, row in found}
+    except csv.Error as e:
+        raise InputError(f"{path}: not a readable CSV ({e}); write it again as UTF-8 text") from None
+    finally:
+        csv.field_size_limit(usual)
+    return _checked_rows(rows, path)
 
 # %% ../../nbs/core/12_tables.ipynb #658510e7
 _LOOK = 1 << 20  # bytes

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'MAX_BYTES', 'PIXEL_PARTS', 'MOST_PARTS', 'SYSTEM_FILES', 'OTHER_IMAGES',
            'natural_key', 'spelt_otherwise', 'same_letters', 'size_text', 'no_png', 'png_header',
-           'png_bits', 'parts_are_whole', 'decode_png', 'grey_only', 'is_system_file',
-           'image_paths', 'other_images', 'read_pngs', 'read_images', 'open_images']
+           'png_bits', 'png_damage', 'decode_png', 'grey_only', 'is_system_file', 'image_paths',
+           'other_images', 'read_pngs', 'read_images', 'open_images']
 
 # %% ../../nbs/data/30_images.ipynb #0bedab11
 import io
@@ -67,10 +67,10 @@ MAX_PIXELS = 1 << 26  # 8192x8192
 MAX_BYTES = 1 << 28  # of a file
 
 # %% ../../nbs/data/30_images.ipynb #b84c9027
-def no_png(path: Path) -> InputError:
+def no_png(path: Path, damage: str = "it is damaged or no PNG") -> InputError:
     "The error for a file that is no PNG: what it is instead, or that it is damaged."
     other = content_of(path)
-    problem = f"{other}, expected a PNG" if other else "it is damaged or no PNG, copy it again"
+    problem = f"{other}, expected a PNG" if other else f"{damage}, copy it again"
     return InputError(f"{path}: not a readable image; {problem}")
 
 def png_header(path: Path) -> tuple[int, int, int]:
@@ -103,22 +103,25 @@ def _check_bits(path: Path):
         raise InputError(f"{path}: {bits}-bit image, expected 8 bits; window it to 0…255 first")
 
 # %% ../../nbs/data/30_images.ipynb #3e98d57b
-PIXEL_PARTS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
+PIXEL_PARTS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 MOST_PARTS = 1 << 17  # that are looked at
+_PADDING = b"\0 \r\n\t"  # what a transfer may leave behind a file
 
-def parts_are_whole(png: bytes) -> bool:
-    "Do the parts of a PNG that make its pixels match their checksums?"
+def png_damage(png: bytes) -> str:
+    "Why a PNG is not whole: a checksum of its pixels, its end, bytes behind it; \"\" if it is."
     view, at = memoryview(png), 8
     for _ in range(MOST_PARTS):
-        if at + 12 > len(png): break
+        if at + 12 > len(png): return "it is cut off"
         length, = struct.unpack(">I", view[at:at + 4])
         kind, end = bytes(view[at + 4:at + 8]), at + 8 + length
-        if kind == b"IEND": break
-        if not kind.isalpha(): return False
+        if not kind.isalpha(): return "it is damaged"
+        if end + 4 > len(png): return "it is cut off"
         if kind in PIXEL_PARTS and zlib.crc32(view[at + 4:end]) != int.from_bytes(view[end:end + 4], "big"):
-            return False
+            return "a checksum differs"
         at = end + 4
-    return True
+        if kind == b"IEND":
+            return "more lies behind its end" if png[at:].strip(_PADDING) else ""
+    return "it has no end"
 
 # %% ../../nbs/data/30_images.ipynb #56e6f0b1
 _ORIENTATION = 0x112 # the EXIF tag by which viewers turn an image
@@ -131,13 +134,15 @@ def decode_png(
     refuse_special(path, MAX_BYTES)
     try:
         png = path.read_bytes()
-        if not parts_are_whole(png): raise ValueError("a checksum differs")
+        damage = png_damage(png)
+        if damage: raise no_png(path, damage)
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             frames = getattr(image, "n_frames", 1)
             turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
             if image.mode == "P" and not keep_indices:
                 image = image.convert("RGBA" if "transparency" in image.info else "RGB")
             pixels = np.asarray(image)
+    except InputError: raise
     except Exception as e:  # Pillow raises a dozen kinds for damaged files
         refuse_unread(path, e)
         raise no_png(path) from None
@@ -241,7 +246,7 @@ def read_images(
     for path in paths: refuse_special(path, MAX_BYTES)
     def fits(kept: np.ndarray) -> bool:
         return kept.dtype == np.uint8 and kept.ndim == 3 and len(kept) == len(paths) and kept.size > 0
-    images = cached_array("images3", paths, lambda: read_pngs(paths), cache, fits)
+    images = cached_array("images4", paths, lambda: read_pngs(paths), cache, fits)
     return [p.name for p in paths], images
 
 # %% ../../nbs/data/30_images.ipynb #9cf97c4e

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ..core.atomic import refuse_existing
 from ..core.errors import InputError
-from ..core.paths import refuse_existing, refuse_inside
+from ..core.paths import refuse_inside
 from .challenge import check_challenge, open_challenge, read_challenge, slice_facts
 from .images import open_images
 from .lazy import LazyPixels

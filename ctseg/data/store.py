@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ..core.atomic import atomic_path
+from ..core.atomic import atomic_path, refuse_existing
 from ..core.errors import InputError, did_you_mean
-from ..core.paths import refuse_existing, refuse_special, refuse_unread
+from ..core.paths import refuse_special, refuse_unread
 from ctseg.core.schema import (
     COUNT, HOW_CUT, SPAN, anything, fields, fit_schema, listed, mapped, maybe, text,
 )

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ..core.atomic import atomic_path
+from ..core.atomic import atomic_path, check_file_place
 from ..core.errors import InputError, printable
 from ..core.json_files import write_json
-from ..core.paths import real_path, refuse_folder
+from ..core.paths import real_path
 from ..core.tables import csv_cell
 from ..data.challenge import write_challenge
 from ..data.lazy import LazyPixels
@@ -114,7 +114,6 @@ def private_key(cases: list[Case], path):
     if path is None:
         yield
         return
-    refuse_folder(path)
     with atomic_path(path, private=True) as tmp:
         with open(tmp, "w", newline="", encoding="utf-8") as f:
             rows = csv.writer(f, lineterminator="\n")
@@ -152,7 +151,8 @@ def _facts(cut: list[CutFile], classes: ClassMap, work: Work) -> dict:
 
 # %% ../../nbs/io/45_folders.ipynb #fd52d62f
 def _check_outputs(out: Path, key):
-    "`InputError` for a key inside of the folder."
+    "`InputError` for a key inside of the folder, or where none can be written."
+    check_file_place(key)
     if key is not None and real_path(out) in real_path(key).parents:
         raise InputError(f"key {key} lies in {out}; it names patients, keep it elsewhere")
 

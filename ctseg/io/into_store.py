@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..core.atomic import refuse_existing
 from ..core.errors import InputError
 from ..core.json_files import write_json
-from ..core.paths import refuse_existing
 from ..data.slices import SliceSet
 from ..data.store import import_zarr, store_place, write_store
 from .imported import slicing_of

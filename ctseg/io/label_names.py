@@ -11,22 +11,20 @@ import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ..core.anatomy import ClassMap
 from ..core.errors import InputError, some_of
 from ..core.json_files import read_json
-from ..core.tables import refuse_repeated, table_text
+from ..core.tables import table_cells, table_text
 from .volumes import class_flags
 
 # %% ../../nbs/io/46_label_names.ipynb #4d359a8d
 def whole_number(x) -> int|None:
     "A whole number from JSON or a table, also one written as text; else `None`."
     if isinstance(x, str):
-        return int(x) if re.fullmatch(r"\s*\d{1,3}\s*", x, re.ASCII) else None
+        return int(float(x)) if re.fullmatch(r"\s*\d{1,3}(\.0)?\s*", x, re.ASCII) else None
     if isinstance(x, bool): return None
     if not isinstance(x, (int, float, np.number)): return None
     return int(x) if float(x).is_integer() else None
@@ -59,7 +57,8 @@ def numbered_classes(
         found = some_of(numbers) or "none"
         raise InputError(f"{path}: labels must be names numbered 0, 1, 2, … without a gap, found {found}; "
                          "write a class_names.json instead")
-    return ClassMap.from_names([names[number] for number in numbers])
+    try: return ClassMap.from_names([names[number] for number in numbers])
+    except InputError as e: raise InputError(f"{path}: {e}") from None
 
 # %% ../../nbs/io/46_label_names.ipynb #e6879fb6
 def _dataset_pairs(path: Path) -> list[tuple]:
@@ -92,40 +91,17 @@ def ignore_label(path: Path) -> int|None:
 # %% ../../nbs/io/46_label_names.ipynb #b0953bca
 _ID_COLUMNS, _NAME_COLUMNS = ("id", "index", "label", "value"), ("name", "structure", "class")
 
-def _read_table(path: Path) -> pd.DataFrame:
-    "A small table, with commas, semicolons or tabs; `InputError` for what is none."
-    remedy = "write one as CSV in UTF-8 with the columns id and name"
-    text = table_text(path, remedy)
-    first = next(iter(text.splitlines()), "")
-    marks = ("\t",) if path.suffix == ".tsv" else (",", ";", "\t")
-    separator = max(marks, key=first.count)
-    refuse_repeated((name.strip().lower() for name in first.split(separator)), path)
-    try:
-        return pd.read_csv(io.StringIO(text), sep=separator, index_col=False)
-    except ValueError as e:  # pandas' own are such
-        raise InputError(f"{path}: not a table of numbers and names ({type(e).__name__}); {remedy}") from None
-
-# %% ../../nbs/io/46_label_names.ipynb #3bbf0146
-def _first_of(wanted: tuple[str, ...], columns: dict[str, Any]) -> Any:
-    "The column of a table that has the first of the wanted headings, in small letters; `None` if none has."
-    for heading in wanted:
-        if heading in columns:
-            return columns[heading]
-    return None
-
 def table_classes(path: Path) -> ClassMap:
     "The classes of a table with a column for the number and one for the name; `InputError` for another one."
-    table = _read_table(path)
-    columns = {}
-    for column in table.columns:
-        heading = str(column).strip().lower()
-        columns[heading] = column
-    id = _first_of(_ID_COLUMNS, columns)
-    name = _first_of(_NAME_COLUMNS, columns)
+    text = table_text(path, "write one as CSV in UTF-8 with the columns id and name")
+    marks = "\t" if path.suffix == ".tsv" else ",;\t"
+    header, rows = table_cells(io.StringIO(text, newline=""), path, marks)
+    headings = [name.lower() for name in header]
+    id = next((headings.index(name) for name in _ID_COLUMNS if name in headings), None)
+    name = next((headings.index(name) for name in _NAME_COLUMNS if name in headings), None)
     if id is None or name is None:
-        headings = some_of(columns)
-        raise InputError(f"{path}: expected a column id and a column name, found {headings}")
-    return numbered_classes(zip(table[id], table[name]), path)
+        raise InputError(f"{path}: expected a column id and a column name, found {some_of(headings)}")
+    return numbered_classes(((row[id], row[name]) for row in rows.values()), path)
 
 # %% ../../nbs/io/46_label_names.ipynb #8a2dfd98
 def class_ids(names: list, classes: ClassMap, where: str) -> list[int]:

@@ -132,7 +132,7 @@ def _patient_table(path: Path) -> list[tuple[str, str]]:
     patient = column_of(header, _PATIENT_COLUMNS)
     if image is None or patient is None:
         raise InputError(f"{path}: expected a CSV with the columns image,patient")
-    return [(row[image], row[patient].strip()) for row in rows]
+    return [(row[image], row[patient].strip()) for row in rows.values()]
 
 # %% ../../nbs/io/96_png.ipynb #d3bbe08e
 def _matched(match: re.Match|None) -> str|None:

@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ..core.atomic import atomic_path
+from ..core.atomic import atomic_path, check_file_place
 from ..core.errors import InputError, did_you_mean
 from ..core.filetypes import check_folder
 from ..core.json_files import read_json
-from ..core.paths import refuse_folder
 from ..data.annotations import read_classes
 from ..data.images import image_paths, read_pngs
 from ..data.lazy import LazyPixels, seen_values
@@ -175,13 +174,13 @@ def _filled(predicted: Predicted, sheet: Sheet) -> Iterator[list[str]]:
     "The header and the rows of the sample, with codes; `InputError` for a row of which nothing is predicted."
     header, rows = read_text_table(sheet.like)
     form = find_form(header, sheet.like)
-    ids = _label_ids(rows, header, form, predicted, sheet)
+    ids = _label_ids(rows.values(), header, form, predicted, sheet)
     yield header
-    for number, row in enumerate(rows, 2):
+    for line, row in rows.items():
         image, label = _asked(row, form, predicted)
         if image is None:
             asked = row[form.image][:60]
-            raise InputError(f"{sheet.like}, row {number}: nothing is predicted for {asked!r}; "
+            raise InputError(f"{sheet.like}, line {line}: nothing is predicted for {asked!r}; "
                              "predict all images that the sample names")
         mask = predicted[image]
         if form.wide:
@@ -202,7 +201,7 @@ def export_rle(
     "Write label maps as run-length codes, a code for each image and class; an empty one where there is none."
     if not str(out).endswith(".csv"):
         raise InputError(f"{out}: a table of codes is called something.csv")
-    refuse_folder(out)
+    check_file_place(out)
     predicted = read_predicted(masks, folder)
     lines = _filled(predicted, sheet) if sheet.like else _rows(predicted, sheet)
     with atomic_path(out) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:

@@ -117,9 +117,9 @@ def read_codes(
     header, rows = read_text_table(path)
     form = find_form(header, path)
     codes, strangers = {}, []
-    for number, row in enumerate(rows, 2):
+    for line, row in rows.items():
         for image, label, text in _cells(form, header, row, stems):
-            where = f"{path}, row {number}"
+            where = f"{path}, line {line}"
             if image is None:
                 strangers.append((where, row[form.image]))
                 continue

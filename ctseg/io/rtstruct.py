@@ -200,36 +200,40 @@ class DrawnStructure:
 
 # %% ../../nbs/io/74_rtstruct.ipynb #19086d51
 def _inside(ring: _Ring, size: tuple[int, int]) -> np.ndarray:
-    "The pixels inside a ring, bool [columns, rows]."
-    mask = np.zeros(size, bool)
+    "The pixels inside a ring by their numbers, from the first to the last."
     columns, rows = ring.located[:, 0], ring.located[:, 1]
-    mask[polygon(columns, rows, size)] = True
-    return mask
+    inside = np.ravel_multi_index(polygon(columns, rows, size), size)
+    return np.sort(inside).astype(np.int32)
 
-def _different(masks: list[np.ndarray]) -> list[np.ndarray]:
-    "The masks that hold a pixel, each once, the largest first."
-    different = []
-    for mask in sorted(masks, key=np.sum, reverse=True):
-        twice = any(np.array_equal(mask, other) for other in different)
-        if mask.any() and not twice:
-            different.append(mask)
-    return different
+def _different(areas: list[np.ndarray]) -> list[np.ndarray]:
+    "The areas that hold a pixel, each once, the largest first."
+    different = {area.tobytes(): area for area in areas if len(area)}
+    return sorted(different.values(), key=len, reverse=True)
+
+# %% ../../nbs/io/74_rtstruct.ipynb #d61a9c46
+def _holds(larger: np.ndarray, area: np.ndarray) -> bool:
+    "Does an area hold all pixels of another, which begins and ends within it?"
+    return np.array_equal(larger[np.searchsorted(larger, area)], area)
 
 def _fill(rings: list[_Ring], size: tuple[int, int]) -> np.ndarray:
     "The area of the rings of one slice, bool [columns, rows]."
-    exclusive = np.zeros(size, bool)
+    pixels = size[0]*size[1]
+    exclusive, area, covered = np.zeros((3, pixels), bool)
     plain = []
     for ring in rings:
-        mask = _inside(ring, size)
-        if ring.exclusive: exclusive ^= mask
-        else: plain.append(mask)
-    area = np.zeros(size, bool)
-    larger = []
-    for mask in _different(plain):
-        depth = sum(not (mask & ~other).any() for other in larger)
-        area[mask] = depth % 2 == 0
-        larger.append(mask)
-    return area | exclusive
+        inside = _inside(ring, size)
+        if ring.exclusive: exclusive[inside] ^= True
+        else: plain.append(inside)
+    different = _different(plain)
+    ends = np.array([inside[[0, -1]] for inside in different]).reshape(-1, 2)
+    for n, inside in enumerate(different):
+        depth = 0
+        if covered[inside].all():  # else no larger one holds it
+            about = (ends[:n, 0] <= inside[0]) & (ends[:n, 1] >= inside[-1])
+            depth = sum(_holds(different[other], inside) for other in np.flatnonzero(about))
+        area[inside] = depth % 2 == 0
+        covered[inside] = True
+    return (area | exclusive).reshape(size)
 
 # %% ../../nbs/io/74_rtstruct.ipynb #944a1763
 def _slices_met(series: Series, lines) -> set[int]:

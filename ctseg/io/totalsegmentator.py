@@ -11,12 +11,10 @@ import io
 import re
 from pathlib import Path
 
-import pandas as pd
-
 from ..core.anatomy import ClassMap, RAIDIUM54
 from ..core.errors import InputError, did_you_mean
 from ..core.filetypes import check_folder
-from ..core.tables import once_each, refuse_repeated, table_text
+from ..core.tables import once_each, table_cells, table_text
 from ..data.images import natural_key
 from .cases import Case
 from .cutting import Work, file_stamp
@@ -69,18 +67,12 @@ def _meta_splits(src: Path) -> dict[str, str]:
     "Subject → train, val or test, from `meta.csv`, if it is there."
     path = src/"meta.csv"
     if not path.exists(): return {}
-    remedy = "expected a table with the columns image_id;…;split;…, as TotalSegmentator has it"
-    text = table_text(path, remedy)
-    first = next(iter(text.splitlines()), "")
-    separator = ";" if ";" in first else ","  # a spreadsheet may have saved it with commas
-    refuse_repeated(first.split(separator), path)
-    try:
-        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
-        return once_each(zip(table["image_id"], table["split"]), path)
-    except InputError:
-        raise
-    except (KeyError, ValueError):
-        raise InputError(f"{path}: {remedy}") from None
+    header, rows = table_cells(io.StringIO(table_text(path), newline=""), path)
+    try: subject, split = map(header.index, ("image_id", "split"))
+    except ValueError:
+        raise InputError(f"{path}: expected a table with the columns image_id;…;split;…, "
+                         "as TotalSegmentator has it") from None
+    return once_each(((row[subject], row[split]) for row in rows.values()), path)
 
 # %% ../../nbs/io/85_totalsegmentator.ipynb #a90eae56
 def _subject_case(folder: Path, classes: ClassMap, official_split: str|None) -> Case:

@@ -7,9 +7,7 @@ __all__ = ['BACKGROUND', 'read_text_table', 'letters_and_digits', 'column_of', '
            'foreground', 'class_map', 'numbered', 'token_ids']
 
 # %% ../../nbs/io/91_value_names.ipynb #7b71c44d
-import csv
 import io
-import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,47 +15,22 @@ from pathlib import Path
 from ..core.anatomy import ClassMap
 from ..core.errors import InputError, did_you_mean
 from ..core.json_files import read_json
-from ..core.tables import MAX_LINE, counted_lines, refuse_repeated
+from ..core.tables import counted_lines, table_cells
 from ..data.images import natural_key
 from ..data.mask_rows import open_csv
 
 # %% ../../nbs/io/91_value_names.ipynb #a41d812d
-def _delimiter(header: str) -> str:
-    "What stands between the cells: a comma, or what Excel writes in some countries."
-    return max(",;\t", key=header.count)
-
-# %% ../../nbs/io/91_value_names.ipynb #adc7c3e6
-def read_text_table(path) -> tuple[list[str], list[list[str]]]: # the first row, and the others
-    """A CSV of text: its header and its rows, each as long as the header.
-
-    Commas, semicolons or tabs may stand between the cells. `InputError` for anything else.
-    """
+def read_text_table(path) -> tuple[list[str], dict[int, list[str]]]: # see `table_cells`
+    "A CSV of text, packed or not: its header and, by line, its rows. `InputError` for anything else."
     path = Path(path)
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: not a file, expected a CSV")
-    usual = csv.field_size_limit(MAX_LINE)  # of the whole process
     try:
         with open_csv(path) as raw:
             text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-            lines = counted_lines(text, path)
-            first = next(lines, "")
-            cells = csv.reader(itertools.chain([first], lines), delimiter=_delimiter(first), strict=True)
-            rows = [row for row in cells if row]
-    except (UnicodeDecodeError, csv.Error) as e:
+            return table_cells(counted_lines(text, path), path)
+    except UnicodeDecodeError as e:
         raise InputError(f"{path}: not a readable CSV ({e}); write it again as UTF-8 text") from None
-    finally:
-        csv.field_size_limit(usual)
-    if not rows:
-        raise InputError(f"{path}: is empty, expected a CSV with a header")
-    header, *rows = rows
-    expected = len(header)
-    for number, row in enumerate(rows, 2):
-        if len(row) == expected: continue
-        raise InputError(f"{path}, row {number}: {len(row)} cells, but the header has {expected}; "
-                         "the file may be cut off")
-    header = [name.strip() for name in header]
-    refuse_repeated(header, path)
-    return header, rows
 
 # %% ../../nbs/io/91_value_names.ipynb #c5576eb5
 def letters_and_digits(name: str) -> str:
@@ -119,7 +92,8 @@ def read_value_names(path) -> dict[int, str]: # value → name, by value
     "The names of values from a JSON or CSV; `InputError` for what is no value or name, or is there twice."
     path = Path(path)
     if path.name.lower().endswith((".csv", ".csv.gz")):
-        header, rows = read_text_table(path)
+        header, by_line = read_text_table(path)
+        rows = list(by_line.values())
         value, name = _columns(header, rows, path)
         pairs = [(row[value], row[name].strip()) for row in rows]
     else:

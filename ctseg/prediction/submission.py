@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from ..core.anatomy import ClassMap
 from ..core.arguments import checks_arguments
-from ..core.atomic import atomic_path
+from ..core.atomic import atomic_path, check_file_place, refuse_existing
 from ..core.errors import InputError, some_of
-from ..core.paths import real_path, refuse_existing, refuse_folder, refuse_inside
+from ..core.paths import real_path, refuse_inside
 from ..data.images import other_images
 from ..data.lazy import LazyPixels, blank_like, blocks, seen_values
 from ..data.mask_csv import PixelRows, check_names, write_masks
@@ -82,7 +82,7 @@ def check_files(
         shared = path and sum(real_path(path) in (other, *other.parents) for other in given) > 1
         if shared:
             raise InputError(f"{path}: the submission and what else is written need a file each")
-        refuse_folder(path)
+        check_file_place(path)
         if path and is_store(images): refuse_inside(path, [images])
     return found
 

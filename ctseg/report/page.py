@@ -16,10 +16,9 @@ import numpy as np
 from markupsafe import Markup
 
 from ..core.anatomy import ClassMap
-from ..core.atomic import atomic_path
+from ..core.atomic import atomic_path, check_file_place
 from ..core.device import DevicePlan
 from ..core.errors import InputError
-from ..core.paths import refuse_folder
 from ..data.slices import SliceSet
 from ..data.store import is_store, store_splits
 from ..inference.rule import Rule
@@ -116,11 +115,12 @@ def rule_facts(rule: Rule, split: str) -> dict[str, Any]:
 # %% ../../nbs/report/40_page.ipynb #ed8f350d
 def page_place(run: str | Path, out: str | Path | None, name: str) -> Path:
     "Where a page goes: to `out`, or as `name` into the run folder; `InputError` where it cannot."
-    refuse_folder(out)
-    if out: return Path(out)
-    if hub_name(run):
+    if not out and hub_name(run):
         raise InputError(f"{run}: a run on the hub has no folder to write {name} into; give --out FILE.html")
-    return Path(run)/name
+    place = Path(out) if out else Path(run)/name
+    if out or Path(run).is_dir():  # else it is no run, which is told elsewhere
+        check_file_place(place)
+    return place
 
 def write_page(page: str, path: str | Path) -> Path:
     "Write a page, whole or not at all; its path."

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import ClassMap
+from ..core.atomic import check_file_place
 from ..core.errors import InputError
 from ..data.sources import read_slices
 from ..io.neighbours import with_neighbours
@@ -70,6 +71,7 @@ def suggest_files(
     out = Path(out)
     if out.suffix != ".csv":
         raise InputError(f"{out}: expected the name of a .csv; the page is written beside it as .html")
+    for path in (out, out.with_suffix(".html")): check_file_place(path)
     predictor = prepare(runs, device)
     slices = read_slices(data, annotated=annotated)
     slices = with_neighbours(slices, data, "train", predictor.context)

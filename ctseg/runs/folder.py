@@ -108,6 +108,8 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     "The first thing in which two specs are different, in words; '' if they describe the same run."
     before, after = facts_of(old), facts_of(new)
     for key, value in after.items():
+        if key == "fingerprint" and before.get(key) != value:
+            return "other slices: an image, a mask, a group or what was examined has changed since"
         if before.get(key) != value:
             return f"{key.rpartition('.')[2]} = {before.get(key)!r}, not {value!r}"
     return ""

@@ -10,7 +10,7 @@ import pytest
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError, did_you_mean, some_of
 from ctseg.core.json_files import read_json
-from ctseg.core.tables import MAX_LINES, MAX_WIDTH, counted_lines, refuse_padding, table_text
+from ctseg.core.tables import MAX_LINES, MAX_WIDTH, counted_lines, refuse_padding, table_cells, table_text
 from ctseg.data.mask_rows import count_rows, read_image_names
 
 
@@ -104,3 +104,31 @@ def test_a_zero_byte_in_a_line_is_told():
     lines = counted_lines(io.StringIO("image,patient\n0,\0a\n"), "x.csv")
     assert next(lines) == "image,patient\n"
     with pytest.raises(InputError, match="x.csv, line 2: holds a zero byte"): next(lines)
+
+
+ROWS = {2: ["1", "liver"], 3: ["2", "spleen, left"]}
+
+
+@pytest.mark.parametrize("text, rows", [
+    ('value,name\n1,liver\n2,"spleen, left"\n', ROWS),
+    ("value;name\r\n1;liver\r\n2;spleen, left\r\n", ROWS),
+    ("value\tname\r1\tliver\r2\tspleen, left", ROWS),
+    ('"value"; "name, as in a, b, c"\n1;liver\n2;spleen, left\n', ROWS),
+    ("sep=;\nvalue;name\n1;liver\n2;spleen, left\n", {3: ROWS[2], 4: ROWS[3]}),
+    ('"sep=|"\r\n\r\nvalue|name\r\n1|liver\r\n2|spleen, left\r\n', {4: ROWS[2], 5: ROWS[3]}),
+    ("\n;;\nvalue;name\n\n1;liver\n;\n ; \n2;spleen, left\n;;;;\n", {5: ROWS[2], 8: ROWS[3]}),
+    ('value,name\n1,"liver\nor so"\n2,x\n', {2: ["1", "liver\nor so"], 4: ["2", "x"]}),
+])
+def test_tables_as_spreadsheets_write_them(text, rows):
+    header, found = table_cells(io.StringIO(text, newline=""), "names.csv")
+    assert header[0] == "value" and header[1].strip('" ').startswith("name") and found == rows
+
+
+@pytest.mark.parametrize("text, part", [
+    ("", "is empty"), ("\n;\n", "is empty"), ("a,b\n\n\n1\n", "line 4: 1 cells"), ('a,b\n1,"x\ny"\n1,2,3\n', "line 4: 3 cells"),
+    ('a,b\n1,"x', "not a readable CSV"), ("a,a\n1,2\n", "there twice"), ("sep=;\na;b\n1,2\n", "line 3: 1 cells"),
+])
+def test_a_message_names_the_line_that_an_editor_shows(text, part):
+    with pytest.raises(InputError) as e:
+        table_cells(io.StringIO(text, newline=""), "names.csv")
+    assert part in str(e.value) and "names.csv" in str(e.value)

@@ -9,6 +9,7 @@ from helpers.pngs import png
 from PIL import Image
 
 from ctseg.core.errors import InputError
+from ctseg.io.pixels import read_values
 from ctseg.data.images import decode_png, image_paths, natural_key, read_images, read_pngs
 
 
@@ -90,11 +91,30 @@ def test_cut_anywhere(path, end):
     told(lambda: read_pngs([path]), "0.png", "not a readable image")
 
 
+WHOLE = png(2, 3, rows=b"\0\1\2\3\0\4\5\6")
+
+
+@pytest.mark.parametrize("content, why", [
+    (WHOLE[:-12], "cut off"), (WHOLE[:-1], "cut off"), (WHOLE[:-6], "cut off"), (WHOLE[:-1] + b"x", "a checksum differs"),
+    (WHOLE + b"x", "more lies behind its end"), (WHOLE + WHOLE, "more lies behind its end"),
+    (WHOLE[:-12] + b"\0\0\0\x09IENDx", "cut off")])
+def test_an_image_ends_where_it_says(path, content, why):
+    path.write_bytes(content)
+    told(lambda: read_pngs([path]), "0.png", "not a readable image", why, "copy it again")
+    told(lambda: read_values(path), "0.png", why)
+
+
+@pytest.mark.parametrize("padding", [b"\n", bytes(512), b"\r\n"])
+def test_padding_behind_an_image_is_no_damage(path, padding):
+    path.write_bytes(WHOLE + padding)
+    assert read_pngs([path]).tolist() == [[[1, 2, 3], [4, 5, 6]]]
+
+
 def test_no_flipped_bit_becomes_another_image(path):
     Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(path)
     whole, told = path.read_bytes(), 0
     pixels = decode_png(path)
-    for at in range(16, len(whole) - 12, 7):  # but for IEND, that says nothing
+    for at in range(16, len(whole), 7):
         for bit in (1, 64):
             path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1:])
             try: assert np.array_equal(decode_png(path), pixels)

@@ -27,6 +27,12 @@ from ctseg.io.dicom_headers import path_without_patient
 from ctseg.io.dicom_import import import_dicom
 
 
+def lengthen(path, times):
+    ds = pydicom.dcmread(path)
+    ds.PixelData = ds.PixelData * times
+    ds.save_as(path)
+
+
 BAD = {
     "missing, by number": (lambda f: drop(f, 3), "missing slice"),
     "missing, renumbered": (lambda f: drop(f, 3, False), "missing slice"),
@@ -60,6 +66,9 @@ BAD = {
     "no number of the series": (lambda f: [edit(x, SeriesInstanceUID=None) for x in f], "SeriesInstanceUID is missing"),
     "a header of a huge image": (
         lambda f: [edit(x, Rows=60000, Columns=60000) for x in f], "60000x60000 pixels need 7200000000 bytes, the file has"),
+    "more pixels than it tells of": (lambda f: lengthen(f[3], 2), "but its header tells of"),
+    "half the bits": (
+        lambda f: [edit(x, BitsAllocated=8, BitsStored=8, HighBit=7) for x in f], "but its header tells of"),
     "a film": (lambda f: compress(f, MPEG2MPML), "in the transfer syntax MPEG2 Main Profile / Main Level (1.2.840"),
     "cut off in the header": (lambda f: f[3].write_bytes(f[3].read_bytes()[:900]), ""),
     "multi-frame": (lambda f: edit(f[0], NumberOfFrames=4), "multi-frame"),

@@ -14,6 +14,7 @@ from ctseg.metrics.label_folders import patients_of_cases
     "text",
     [
         "id,name\n1,kidney_left\n2,kidney_right\n",
+        "sep=;\nID;Name\n\n2;kidney_right\n1;kidney_left\n;\n",
         "ID;Name\n2;kidney_right\n1;kidney_left\n",
         "label\tstructure\n0\tbackground\n1\tkidney_left\n2\tkidney_right\n",
         "\ufeffindex,name,colour\n1,kidney_left,red\n2,kidney_right,\n",
@@ -28,7 +29,8 @@ def test_tables_of_labels_are_read_in_many_forms(tmp_path, text):
 @pytest.mark.parametrize(
     "content",
     [b"", b"\n", bytes(range(256)), "id,name\n1,Gr\u00f6\u00dfe\n".encode("latin-1"), "id,name\n1,a\n".encode("utf-16"),
-     b"id,name\nx,a\n", b"id,name\n,a\n", b"id,name\n1,a\n1,b\n", b"id,name\n1.5,a\n", b"a,b\n1,2\n", b"id,name\n1\n"],
+     b"id,name\nx,a\n", b"id,name\n,a\n", b"id,name\n1,a\n1,b\n", b"id,name\n1.5,a\n", b"a,b\n1,2\n", b"id,name\n1\n",
+     b"id,name\n1,\n", b"id,name\n1,kidney_left,right\n", b"id,name\n1,a\n\n2\n"],
 )
 def test_tables_that_are_none(tmp_path, content):
     (tmp_path / "labels.csv").write_bytes(content)

@@ -1,5 +1,8 @@
 "NIfTI files: predictions go back without a header of the source."
 
+import gzip
+import struct
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -110,3 +113,56 @@ def test_a_link_without_an_end_is_told(tmp_path, target):
     (tmp_path / "c.nii.gz").symlink_to(target)
     with pytest.raises(InputError, match="a link that leads nowhere"):
         read_nifti(tmp_path / "c.nii.gz")
+
+
+def changed(path, at, value):
+    "The bytes of a small NIfTI with other numbers at a place of its header."
+    save(HU.astype(np.int16), path)
+    content = bytearray(path.read_bytes())
+    content[at:at + len(value)] = value
+    return bytes(content)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_bytes_behind_the_voxels_are_told(tmp_path, packed):
+    "Two files joined, a second member of gzip, a header that describes less than is there."
+    def written(*parts):
+        path = tmp_path / ("a.nii.gz" if packed else "a.nii")
+        path.write_bytes(b"".join(map(gzip.compress, parts) if packed else parts))
+        return path
+
+    whole = changed(tmp_path / "whole.nii", 0, b"")
+    half = len(whole) // 2
+    assert read_nifti(written(whole[:half], whole[half:]))[0].shape == HU.shape
+    shorter = changed(tmp_path / "whole.nii", 46, struct.pack("<h", 4))
+    no_offset = changed(tmp_path / "whole.nii", 108, struct.pack("<f", 0))
+    for parts in [(whole, whole), (whole, b"\0"), (shorter,), (no_offset,), (whole[:-1],)]:
+        with pytest.raises(InputError) as e:
+            read_nifti(written(*parts))
+        assert "cut off" in one_line(e) or "its header describes" in one_line(e)
+
+
+@pytest.mark.parametrize("slope", [0, np.nan])
+def test_without_a_slope_values_are_as_they_are(tmp_path, slope):
+    (tmp_path / "a.nii").write_bytes(changed(tmp_path / "b.nii", 112, struct.pack("<ff", slope, np.nan)))
+    assert (read_nifti(tmp_path / "a.nii")[0] == HU.astype(np.int16)).all()
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("slope, offset", [(np.inf, 0), (-np.inf, 5), (1, np.nan), (2, np.inf)])
+def test_an_infinite_scaling_is_damage(tmp_path, ending, slope, offset):
+    content = changed(tmp_path / "b.nii", 112, struct.pack("<ff", slope, offset))
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(gzip.compress(content) if ending == ".nii.gz" else content)
+    with pytest.raises(InputError, match="scl_slope|intercept"):
+        read_nifti(path)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_an_origin_that_is_no_number_is_told(tmp_path, number):
+    "Distances to it are no numbers either, and none is too large."
+    nowhere = GRID.copy()
+    nowhere[1, 3] = number
+    save(HU, tmp_path / "a.nii", nowhere)
+    with pytest.raises(InputError, match="cannot be inverted"):
+        read_nifti(tmp_path / "a.nii")

@@ -1,26 +1,41 @@
 "Names from other files cannot lead out of an output folder."
 
+import errno
 import json
 import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.command import ctseg
 from helpers.volumes import HU, TWO, one_line, save, volume
 
+from ctseg.core.atomic import check_file_place, check_place, refuse_existing
 from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.data.mask_csv import write_masks
+from ctseg.data.store import write_store
+from ctseg.data.toys import toy_set
 from ctseg.integrations.nnunet import export_nnunet
+from ctseg.integrations.onnx import export_onnx
 from ctseg.io.cases import Case
 from ctseg.io.folders import write_volumes
 from ctseg.io.imported import imported_slicing
 from ctseg.io.index import read_index
+from ctseg.io.merge import merge
 from ctseg.io.nifti import export_nifti
 from ctseg.io.nifti_import import import_nifti
-from ctseg.io.outputs import output_name
+from ctseg.io.outputs import new_folder, output_name
+from ctseg.io.png import import_png
+from ctseg.io.rle_export import export_rle
 from ctseg.io.slicing import Slicing
 from ctseg.metrics.volume_files import evaluate_csv_volumes
+from ctseg.phantom import make_phantom
+from ctseg.report.page import report
+from ctseg.report.suggestions import suggest_files
+from ctseg.segmentation import segment
 
 OUTSIDE = ["../evil", "/tmp/evil", "..", ".", "a/../../evil", "a\\evil", "c:evil", ".evil", "", " ", "a\nb"]
 
@@ -126,6 +141,80 @@ def test_an_output_that_cannot_be_is_told_as_the_user_knows_it(tmp_path, out, sa
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError) as e: import_nifti(tmp_path / "src", tmp_path / out, classes=TWO)
     assert says in one_line(e) and f"cannot write {tmp_path / out}:" in str(e.value) and ".parts" not in str(e.value)
+
+
+@pytest.fixture
+def sealed(tmp_path, monkeypatch):
+    "A folder in which nothing can be made, also by an administrator, whom permissions do not stop."
+    (tmp_path / "sealed").mkdir()
+    made = tempfile.mkdtemp
+
+    def refuse(suffix=None, prefix=None, dir=None):
+        if Path(str(dir)).name == "sealed":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return made(suffix, prefix, dir)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    (tmp_path / "link").symlink_to("sealed/new")
+    return tmp_path / "sealed"
+
+
+@pytest.mark.parametrize("call", [
+    lambda out: import_png("nowhere", "masks", out),
+    lambda out: merge(["nowhere", "there"], out),
+    lambda out: export_nifti("nowhere.csv", "folder", out),
+    lambda out: make_phantom(out, 1, 1, 1),
+    lambda out: segment("nowhere", "scan.nii", out),
+    lambda out: export_onnx("nowhere", f"{out}.onnx"),
+    lambda out: export_rle("nowhere.csv", f"{out}.csv"),
+    lambda out: suggest_files(["nowhere"], "data", f"{out}.csv"),
+    lambda out: report("nowhere", out=f"{out}.html"),
+    lambda out: write_store(toy_set(), f"{out}.zarr"),
+])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(sealed, call):
+    "Each input is missing, and that is not what is told."
+    with pytest.raises(InputError) as e: call(sealed / "new")
+    assert str(e.value).endswith("permission denied") and str(sealed / "new") in one_line(e)
+    assert not list(sealed.iterdir())
+
+
+@pytest.mark.parametrize("words", [
+    ("import", "nifti", "nowhere", "OUT"),
+    ("import", "dicom", "nowhere", "OUT", "--store"),
+    ("import", "openkbp", "nowhere", "OUT"),
+    ("import", "totalsegmentator", "nowhere", "OUT"),
+    ("import", "nifti", "nowhere", "data", "--key", "OUT"),
+    ("evaluate", "truth.csv", "sub.csv", "--json", "OUT"),
+    ("demo", "--out", "OUT"),
+])
+def test_commands_try_the_place_first(sealed, words):
+    code, _, err = ctseg(*[str(sealed / "new") if word == "OUT" else word for word in words])
+    assert code == 2 and err == f"ctseg: cannot write {sealed / 'new'}: permission denied\n"
+    assert not list(sealed.iterdir())
+
+
+def test_where_a_link_leads_is_tried(sealed):
+    for check in (check_place, check_file_place, refuse_existing, new_folder):
+        with pytest.raises(InputError, match="link: permission denied"): check(sealed.parent / "link")
+    assert not list(sealed.iterdir())
+
+
+def test_a_trial_leaves_nothing_and_may_follow_another(tmp_path):
+    check_place(tmp_path / "a" / "b" / "c.csv")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "kept.csv").write_text("mine")
+    check_file_place(tmp_path / "kept.csv")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["mine"]
+    check_file_place(None)
+    check_place("/dev/stdout")
+
+
+def test_where_a_disk_is_mounted_no_folder_is_replaced(tmp_path, monkeypatch):
+    "Results may be put into it."
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "disk")
+    (tmp_path / "disk").mkdir()
+    with pytest.raises(InputError, match="a disk is mounted there"): new_folder(tmp_path / "disk")
+    assert new_folder(tmp_path / "disk", filled=True) == tmp_path / "disk"
 
 
 def test_the_longest_name_that_a_disk_takes(tmp_path):

@@ -1,5 +1,6 @@
 "Contours become masks; what nobody contoured stays unknown."
 
+import time
 import warnings
 
 import numpy as np
@@ -12,7 +13,9 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
+from ctseg.io.dicom import read_series
 from ctseg.io.dicom_import import import_dicom
+from ctseg.io.rtstruct import Region, draw_region
 from ctseg.io.slicing import Slicing
 
 
@@ -56,6 +59,23 @@ def test_planes_between_slices_do_not_erase_each_other(tmp_path):
     import_dicom(tmp_path / "src", tmp_path / "out")
     s = read_challenge(tmp_path / "out")
     assert s.classes.names == ("a",) and (s.masks > 0).sum((1, 2)).tolist() == [0, 36, 36, 36, 0]
+
+
+def test_many_contours_on_a_slice_take_no_longer_each(tmp_path):
+    "Islands, such as the vessels of a lung, within one contour: each was compared with all others."
+    X, Y, _ = GRIDS["axial"]
+    write_series(tmp_path / "src", X, Y, np.c_[np.zeros((2, 2)), 2.0 * np.arange(2)], shape=(300, 300))
+    series, _ = read_series(tmp_path / "src")
+
+    def square(i, j, side):
+        corners = np.array([(i, j), (i + side, j), (i + side, j + side), (i, j + side)])
+        return np.c_[corners * [0.75, 1.5], np.full(4, 2)]
+
+    within = [square(5 + 7 * i, 5 + 7 * j, 3) for i in range(40) for j in range(40)]
+    start = time.process_time()
+    drawn = draw_region(series, Region("a", [square(1.5, 1.5, 289), *within]))
+    assert time.process_time() - start < 15
+    assert drawn.mask[..., 1].sum() == 289**2 - 40 * 40 * 16
 
 
 def test_regions_of_one_name_are_put_together(tmp_path):

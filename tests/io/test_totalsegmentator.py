@@ -87,7 +87,7 @@ def test_totalsegmentator_versions_and_errors(tmp_path):
     assert "no subjects" in one_line(e)
     subject(tmp_path / "d/s0000", ["liver"])
     twice = "image_id;split;split\ns0000;test;train\n", "image_id;split\ns0000;test\ns0000;train\n"
-    for text in ("a,b\n1,2\n", *twice):
+    for text in ("a,b\n1,2\n", "image_id;split\n\ns0000\n", *twice):
         (tmp_path / "d/meta.csv").write_text(text)
         with pytest.raises(InputError) as e:
             import_totalsegmentator(tmp_path / "d", tmp_path / "out")

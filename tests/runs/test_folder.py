@@ -12,6 +12,7 @@ from ctseg.core.errors import InputError
 from ctseg.core.json_files import read_json, write_json
 from ctseg.prediction.saved import run_spec
 from ctseg.recipes.fit import fit
+from ctseg.data.slices import SliceSet
 from ctseg.runs.folder import Run
 from ctseg.runs.start import check_free, prospect
 
@@ -29,6 +30,10 @@ def test_a_reworded_recipe_may_go_on(tmp_path):
     )
     with pytest.raises(InputError, match="started with lr"):
         fit(slices, recipe.change(lr=1.), tmp_path/"a", device="cpu", progress=False, resume=True)
+    slices.images[0, 0, 0] ^= 1
+    again = SliceSet(slices.images, slices.masks, slices.known, slices.names, slices.groups, slices.classes)
+    with pytest.raises(InputError, match="started with other slices"):
+        fit(again, recipe, tmp_path/"a", device="cpu", progress=False, resume=True)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from ctseg.core.atomic import check_place
 from ctseg.core.errors import InputError
 from ctseg.core.paths import real_path
 from ctseg.runs.options import OPTIONS
@@ -67,12 +68,12 @@ def is_read(out: Path, place: Path) -> bool:
     return inside and bool(READ.fullmatch(out.name))
 
 def refuse_replacing(outputs: Iterable[Optional[Path]], places: Iterable[str | Path | None]) -> None:
-    "`InputError` for an output that would replace what the command reads."
+    "`InputError` for an output that would replace what the command reads, or that cannot be written."
     given = [Path(place) for place in places if place]
-    for out in outputs:
-        if not out or not os.path.isfile(out): continue
-        if any(is_read(real_path(out), place) for place in given):
+    for out in filter(None, outputs):
+        if os.path.isfile(out) and any(is_read(real_path(out), place) for place in given):
             raise InputError(f"{out}: this command reads it and would replace it; choose another name")
+        check_place(out)
 
 
 # %%

@@ -17,6 +17,7 @@ import typer
 
 from ctseg.cli.console import app, print_facts
 from ctseg.cli.options import refuse_replacing
+from ctseg.core.atomic import check_file_place
 from ctseg.core.errors import InputError
 from ctseg.core.filetypes import called_nifti
 from ctseg.core.json_files import write_json
@@ -121,6 +122,7 @@ def evaluate(
 ):
     "Score a submission (challenge's Dice, a row per class) or folders of NIfTI (Dice, surface Dice, HD95, ml)."
     refuse_replacing([json], [truth, prediction, annotated, classes])
+    check_file_place(json)
     result = evaluation(truth, prediction, annotated, classes, tolerance, mm)
     facts = result["facts"]
     print(result["table"].to_string(float_format="{:.3f}".format))

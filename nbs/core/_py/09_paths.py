@@ -71,11 +71,6 @@ def disk_full(error: BaseException) -> bool:
     causes = (error, error.__cause__)
     return any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) for e in causes)
 
-def refuse_folder(path: str | Path | None) -> None:
-    "`InputError` if a file shall be written where a folder is. `atomic_path` says so too, but after the work."
-    if path and Path(path).is_dir():
-        raise InputError(f"cannot write {path}: it is a folder")
-
 
 # %%
 try:
@@ -191,12 +186,6 @@ def refuse_loop(path: Path) -> None:
     if path.is_symlink() and real_path(path).is_symlink():
         raise InputError(f"cannot write {path}: it is a link that leads to itself")
 
-def refuse_existing(path: Path) -> None:
-    "`InputError` where something is already, and for a link that leads to itself."
-    with disk_errors(path):
-        refuse_loop(path)
-        if not path.exists(): return
-    raise InputError(f"{path}: exists already; choose another place, or remove it first")
 
 
 # %%

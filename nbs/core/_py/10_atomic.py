@@ -30,7 +30,7 @@ except ImportError:  # Windows
     resource = None
 
 from ctseg.core.errors import InputError
-from ctseg.core.folders import lock_folder, made_folder
+from ctseg.core.folders import lock_folder, made_folder, make_folder, remove_empty
 from ctseg.core.paths import disk_errors, real_path, refuse_loop, refuse_nameless
 
 # %%
@@ -266,7 +266,7 @@ def _folder_beside(path: Path) -> Iterator[Path]:
     try:
         hold = Path(tempfile.mkdtemp(prefix=_hold_prefix(path), suffix=PART, dir=beside))
     except FileNotFoundError:
-        raise InputError(f"cannot write {path}: no file can be made there; choose another folder") from None
+        raise InputError(f"cannot write {path}: nothing can be made there; choose another place") from None
     lock = None
     try:
         lock = lock_folder(hold)
@@ -337,3 +337,51 @@ with tempfile.TemporaryDirectory() as d:
     with contextlib.suppress(KeyboardInterrupt):
         with atomic_path(Path(d)/"never"/"made"/"b.txt") as tmp: raise KeyboardInterrupt
     test_eq([p.name for p in Path(d).iterdir()], ["new"])  # not even an empty folder
+
+
+# %% [markdown]
+# ## Before the work
+#
+# What a command works at for hours must find its place at the end. Whether a folder can be written is asked by writing: permissions do not tell of a
+# read-only disk, a quota, or a place of the system.
+
+# %%
+#| export
+def check_place(path: str | Path) -> None:
+    "`InputError` where `atomic_path` could write nothing. What is made for the trial goes again."
+    path = Path(path)
+    if _is_stream(path): return
+    with disk_errors(path):
+        final, made = _final_path(path), []
+        if os.path.ismount(final):
+            raise InputError(f"cannot write {path}: a disk is mounted there; choose a name inside of it")
+        try:
+            made = make_folder(final.parent)
+            with _folder_beside(final) as hold: (hold/final.name).touch()
+        except FileNotFoundError:
+            problem = "nothing can be made there; choose another place"
+            raise InputError(f"cannot write {path}: {problem}") from None
+        finally: remove_empty(made)
+
+def check_file_place(path: str | Path | None) -> None:
+    "`check_place` for a file, which no folder may be in the place of; nothing for None."
+    if not path: return
+    if Path(path).is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
+    check_place(path)
+
+def refuse_existing(path: Path) -> None:
+    "`check_place` for what is to be new: `InputError` where something is already."
+    check_place(path)
+    if path.exists():
+        raise InputError(f"{path}: exists already; choose another place, or remove it first")
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    check_place(Path(d)/"new"/"a.txt")
+    test_eq(list(Path(d).iterdir()), [])
+    (Path(d)/"file").touch()
+    for check, place in ((check_place, "file/a.txt"), (check_file_place, "."), (refuse_existing, "file")):
+        try: check(Path(d)/place)
+        except InputError as e: print(str(e).replace(d, "…"))

@@ -8,7 +8,9 @@
 
 # %%
 #| export
+import csv
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -157,6 +159,85 @@ for wrong in (lambda: refuse_repeated(["id", "rle", "rle"], "codes.csv"),
               lambda: once_each([("7", "anna"), ("7", "ben")], "patients.csv")):
     try: wrong()
     except InputError as e: print(e)
+
+# %% [markdown]
+# ## Tables that people write
+#
+# Spreadsheets put commas, semicolons or tabs between the cells, by the country they run in. Excel may say which in a first line, `sep=;`. They leave empty
+# rows, and a cell may go over several lines. A message names the line that a text editor shows.
+
+# %%
+#| export
+_TELLS_SEPARATOR = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+
+def _separator(header: str, marks: str) -> str:
+    "What stands between the cells of a header, outside of quotes."
+    plain = re.sub(r'"[^"]*"', "", header)
+    return max(marks, key=plain.count)
+
+def _filled_rows(lines: Iterator[str], first: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    "The rows that hold anything, each with the number of the line that it begins on; `first` is 0."
+    reader = csv.reader(itertools.chain([first], lines), delimiter=separator, strict=True)
+    begin = 0
+    for row in reader:
+        filled = any(map(str.strip, row))
+        if filled: yield begin, row
+        begin = reader.line_num
+
+
+# %%
+test_eq(_separator('"name, as in a, b"; value', ",;\t"), ";")
+
+
+# %%
+#| export
+def _checked_rows(rows: dict[int, list[str]], path: str | Path) -> tuple[list[str], dict[int, list[str]]]:
+    "The header, which is the first row, and the rows; `InputError` for a row that is not as long."
+    if not rows:
+        raise InputError(f"{path}: is empty, expected a CSV with a header")
+    header = [name.strip() for name in rows.pop(min(rows))]
+    odd = next((line for line, row in rows.items() if len(row) != len(header)), None)
+    if odd is not None:
+        raise InputError(f"{path}, line {odd}: {len(rows[odd])} cells, but the header has {len(header)}; "
+                         "the file may be cut off")
+    refuse_repeated(header, path)
+    return header, rows
+
+
+# %%
+print(_checked_rows({3: ["id ", "name"], 5: ["1", "liver"]}, "names.csv"))
+
+
+# %%
+#| export
+def table_cells(
+    lines: Iterable[str], # with their ends
+    path: str | Path, # for messages
+    marks: str = ",;\t", # what may stand between cells
+) -> tuple[list[str], dict[int, list[str]]]: # the names of the columns; line → its cells, as many
+    "The header and the rows of a table; `InputError` for a table that is none. Empty rows are passed over."
+    lines, told, skipped, first = iter(lines), "", 0, ""
+    for skipped, first in enumerate(lines):
+        separator = _TELLS_SEPARATOR.fullmatch(first)
+        told = separator[1] if separator else told
+        if not separator and first.strip(f"{marks}\r\n "):
+            break
+    usual = csv.field_size_limit(MAX_LINE)  # of the whole process
+    try:
+        found = _filled_rows(lines, first, told or _separator(first, marks))
+        rows = {skipped + 1 + line: row for line, row in found}
+    except csv.Error as e:
+        raise InputError(f"{path}: not a readable CSV ({e}); write it again as UTF-8 text") from None
+    finally:
+        csv.field_size_limit(usual)
+    return _checked_rows(rows, path)
+
+
+# %%
+table = ["sep=;\n", "value;name\n", "1;liver\n", ";\n", '2;"spleen,\n', 'left"\n']
+print(table_cells(table, "names.csv"))
+try: table_cells([*table, "3\n"], "names.csv")
+except InputError as e: print(e)
 
 # %% [markdown]
 # ## Packed with gzip

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.atomic import atomic_path
+from ctseg.core.atomic import atomic_path, refuse_existing
 from ctseg.core.errors import InputError, did_you_mean
-from ctseg.core.paths import refuse_existing, refuse_special, refuse_unread
+from ctseg.core.paths import refuse_special, refuse_unread
 from ctseg.core.schema import (
     COUNT, HOW_CUT, SPAN, anything, fields, fit_schema, listed, mapped, maybe, text,
 )

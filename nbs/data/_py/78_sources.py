@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from ctseg.core.atomic import refuse_existing
 from ctseg.core.errors import InputError
-from ctseg.core.paths import refuse_existing, refuse_inside
+from ctseg.core.paths import refuse_inside
 from ctseg.data.challenge import check_challenge, open_challenge, read_challenge, slice_facts
 from ctseg.data.images import open_images
 from ctseg.data.lazy import LazyPixels

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ctseg.core.atomic import atomic_path
+from ctseg.core.atomic import atomic_path, check_file_place
 from ctseg.core.device import pick_device
 from ctseg.core.errors import InputError
 from ctseg.inference.engine import import_engine, onnx_session
@@ -250,6 +250,7 @@ def export_onnx(
     out = Path(out)
     if out.suffix != ".onnx":
         raise InputError(f"{out}: expected a name that ends in .onnx")
+    check_file_place(out)
     predictor = load_predictor(runs, pick_device("cpu", "fp32"))
     graph = PredictorGraph(predictor).eval()
     size = predictor.rule_size

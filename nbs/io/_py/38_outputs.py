@@ -10,9 +10,10 @@
 #| export
 from pathlib import Path
 
+from ctseg.core.atomic import check_place
 from ctseg.core.errors import InputError
 from ctseg.core.json_files import json_checksum
-from ctseg.core.paths import disk_errors, real_path, refuse_loop, refuse_nameless
+from ctseg.core.paths import disk_errors, real_path, refuse_nameless
 
 # %%
 #| hide
@@ -26,12 +27,15 @@ from fastcore.test import test_eq, test_fail
 
 # %%
 #| export
-def new_folder(out) -> Path:
-    "The path of an output folder. Raises `InputError` if it holds anything already."
+def new_folder(
+    out,
+    filled: bool = False, # one that is there already stays, and is filled; else it is replaced
+) -> Path:
+    "The path of an output folder. Raises `InputError` if it holds anything already, or cannot be written."
     out = Path(out)
     refuse_nameless(out)
     with disk_errors(out):
-        refuse_loop(out)
+        check_place(out/"new" if filled and out.is_dir() else out)
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"{out}: already exists and is not empty; choose a new folder")
         return real_path(out) if out.is_symlink() else out

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.atomic import atomic_path
+from ctseg.core.atomic import atomic_path, check_file_place
 from ctseg.core.errors import InputError, printable
 from ctseg.core.json_files import write_json
-from ctseg.core.paths import real_path, refuse_folder
+from ctseg.core.paths import real_path
 from ctseg.core.tables import csv_cell
 from ctseg.data.challenge import write_challenge
 from ctseg.data.lazy import LazyPixels
@@ -187,7 +187,6 @@ def private_key(cases: list[Case], path):
     if path is None:
         yield
         return
-    refuse_folder(path)
     with atomic_path(path, private=True) as tmp:
         with open(tmp, "w", newline="", encoding="utf-8") as f:
             rows = csv.writer(f, lineterminator="\n")
@@ -247,7 +246,8 @@ def _facts(cut: list[CutFile], classes: ClassMap, work: Work) -> dict:
 # %%
 #| export
 def _check_outputs(out: Path, key):
-    "`InputError` for a key inside of the folder."
+    "`InputError` for a key inside of the folder, or where none can be written."
+    check_file_place(key)
     if key is not None and real_path(out) in real_path(key).parents:
         raise InputError(f"key {key} lies in {out}; it names patients, keep it elsewhere")
 

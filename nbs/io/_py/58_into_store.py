@@ -19,9 +19,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ctseg.core.atomic import refuse_existing
 from ctseg.core.errors import InputError
 from ctseg.core.json_files import write_json
-from ctseg.core.paths import refuse_existing
 from ctseg.data.slices import SliceSet
 from ctseg.data.store import import_zarr, store_place, write_store
 from ctseg.io.imported import slicing_of

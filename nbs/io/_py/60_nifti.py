@@ -52,7 +52,8 @@ from ctseg.io.toy_scans import TORSO_CLASSES, torso_scans
 # %%
 #| export
 _PLAIN, _PACKED = "a NIfTI that is not packed", "packed with gzip"  # as `content_of` says it
-_KINDS = {"EOFError": "cut off", "BadGzipFile": "its checksum is wrong", "MemoryError": "too many voxels"}
+_KINDS = {"EOFError": "cut off", "OSError": "cut off", "BadGzipFile": "its checksum is wrong",
+          "MemoryError": "too many voxels"}
 
 def _problem(path, error: Exception) -> tuple[str, str]:
     "What a file is in place of a NIfTI, and what to do."
@@ -63,6 +64,7 @@ def _problem(path, error: Exception) -> tuple[str, str]:
     if content not in ("", _PLAIN, _PACKED):
         return content, "put the NIfTI itself there"
     kind = type(error).__name__
+    if kind == "HeaderDataError": kind = f"its header: {error}"
     return _KINDS.get(kind, kind), "it is damaged or something else, copy it again"
 
 
@@ -70,30 +72,68 @@ def _problem(path, error: Exception) -> tuple[str, str]:
 print(*_problem("scan.nii.gz", EOFError()), sep=": ")
 
 
+# %% [markdown]
+# nibabel reads as many bytes as the header asks for, and no more. Where a file has more, either its header is wrong or two
+# files were joined. It also takes an infinite slope for none. (0 and NaN do mean "no scaling": 0 by the standard, NaN as
+# nibabel writes it.)
+
+# %%
+#| export
+def _check_scaling(header, path):
+    "`InputError` for a header whose values would be scaled by infinity."
+    slope = float(header["scl_slope"])
+    if np.isinf(slope):
+        raise InputError(f"{path}: scales its voxels by {slope:g} (scl_slope); "
+                         "it is damaged, export it again")
+
+def _check_length(dataobj, length: int, path):
+    "`InputError` unless the voxels of an image reach to the end of its file, which has `length` bytes unpacked."
+    expected = dataobj.offset + int(np.prod(dataobj.shape, dtype=object))*dataobj.dtype.itemsize
+    if length == expected: return
+    problem = f"{length} bytes, but its header describes {expected}"
+    remedy = "it is cut off" if length < expected else "it has a damaged header, or another file behind it"
+    raise InputError(f"{path}: not a readable NIfTI file ({problem}); {remedy}, copy it again")
+
+
 # %%
 #| export
 def _voxels_of(image, path) -> np.ndarray:
     "The voxels of an image. A packed file is read to its end, where the checksum tells of a flipped bit."
-    packed = str(path).lower().endswith(".gz")
-    if not packed: return np.asanyarray(image.dataobj)
+    if not str(path).lower().endswith(".gz"):
+        _check_length(image.dataobj, os.path.getsize(path), path)
+        return np.asanyarray(image.dataobj)
     holder = import_volumes_package("nibabel").FileHolder
     with gzip.open(path) as file:
         unpacked = type(image).from_file_map({"image": holder(fileobj=file)})
         voxels = np.asanyarray(unpacked.dataobj)
         while file.read(1 << 20): pass
+        _check_length(unpacked.dataobj, file.tell(), path)
     return voxels
 
+def _open_image(path):
+    "The image in a file, whose voxels are not read yet; `None` if it is something else than a NIfTI."
+    nib = import_volumes_package("nibabel")
+    image = nib.load(os.path.abspath(path))  # or a leading ~ would be somebody's home
+    if not isinstance(image, nib.Nifti1Image): return None
+    with image.file_map["image"].get_prepare_fileobj("rb") as file:
+        _check_scaling(image.header_class.from_fileobj(file, check=False), path)
+    return image
+
+
+# %%
+#| export
 def _load_image(path):
     "A NIfTI image and its voxels; `InputError` for a file that is damaged or no NIfTI."
-    nib = import_volumes_package("nibabel")
+    import_volumes_package("nibabel")
     refuse_special(path)
     if not Path(path).is_file():
         problem = "a link that leads nowhere" if Path(path).is_symlink() else "no such file"
         raise InputError(f"{path}: {problem}")
     with reading(path), open(path, "rb"): pass  # nibabel does not tell why not
     try:
-        image = nib.load(os.path.abspath(path))  # or a leading ~ would be somebody's home
-        voxels = _voxels_of(image, path) if isinstance(image, nib.Nifti1Image) else None
+        image = _open_image(path)
+        voxels = None if image is None else _voxels_of(image, path)
+    except InputError: raise
     except Exception as e:  # nibabel, gzip and zlib raise a dozen kinds for a damaged file
         if not isinstance(e, MemoryError):  # which may be a damaged size
             refuse_unread(path, e)
@@ -124,7 +164,7 @@ def _check_affine(image, path):
                          "so left and right cannot be told; export it again with one")
     affine = image.affine
     mm = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(mm).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9*mm.prod() or not mm.all():
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9*mm.prod() or not mm.all():
         raise InputError(f"{path}: its affine cannot be inverted; export it again")
     if mm.min() < _LEAST_MM or mm.max() > _MOST_MM:
         sides = " x ".join(f"{side:.3g}" for side in mm)

@@ -8,6 +8,7 @@
 
 # %%
 #| export
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class Stack:
     columns: np.ndarray # float [3]: the direction in which columns grow
     rows: np.ndarray # float [3]: the direction in which rows grow
 
-    @property
+    @functools.cached_property
     def normal(self) -> np.ndarray:
         "The direction of the stack, float [3]."
         return np.cross(self.columns, self.rows)
@@ -315,13 +316,25 @@ def check_room(file: DicomFile, src: Path):
 
 # %%
 #| export
+def _check_excess(dataset, frame: np.ndarray, shown: str):
+    "`InputError` for a file with a row or more of pixels beyond those that its header tells of; less is padding."
+    if dataset.file_meta.TransferSyntaxUID not in _PLAIN: return
+    size, told = len(dataset.PixelData), frame.nbytes*int(dataset.get("NumberOfFrames") or 1)
+    if size - told >= frame[0].nbytes:
+        raise InputError(f"{shown}: {size} bytes of pixels, but its header tells of {told}; "
+                         "one of them is damaged, export the series again")
+
+
+# %%
+#| export
 def _raw_pixels(file: DicomFile, shown: str) -> np.ndarray:
     "The stored values of a file, [frames, rows, columns]; `InputError` if they cannot be decoded."
     header = file.header
     syntax = header.file_meta.TransferSyntaxUID
     rows, columns = int(header.Rows), int(header.Columns)
     try:
-        return read_file(file.path).pixel_array.reshape(-1, rows, columns)
+        dataset = read_file(file.path)
+        frames = dataset.pixel_array.reshape(-1, rows, columns)
     except Exception as e:  # each decoder has errors of its own
         refuse_unread(shown, e)
         problem = syntax_problem(header)
@@ -335,6 +348,8 @@ def _raw_pixels(file: DicomFile, shown: str) -> np.ndarray:
                              "or export it uncompressed") from None
         raise InputError(f"{shown}: its pixels cannot be read ({type(e).__name__}); "
                          "the file is damaged or cut off, copy it again") from None
+    _check_excess(dataset, frames[0], shown)
+    return frames
 
 
 # %%
@@ -419,7 +434,7 @@ class _Geometry:
         header = self.headers[0]
         return int(header.Columns), int(header.Rows), len(self.paths)
 
-    @property
+    @functools.cached_property
     def normal(self) -> np.ndarray:
         "The direction of the stack, a unit vector, right, front, up."
         column, row, step = self.affine[:3, :3].T

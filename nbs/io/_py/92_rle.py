@@ -105,9 +105,9 @@ def parse_runs(code: str, where: str) -> np.ndarray: # int64 [runs,2]
 
 
 # %%
-print(parse_runs("3 3 10 2", "row 2").tolist(), parse_runs("-1", "row 2").tolist())
+print(parse_runs("3 3 10 2", "line 2").tolist(), parse_runs("-1", "line 2").tolist())
 for wrong in ("3 3 10", "3 x", "3 0", "3 3 5 1"):
-    try: parse_runs(wrong, "y.csv, row 2")
+    try: parse_runs(wrong, "y.csv, line 2")
     except InputError as e: print("-", e)
 
 

@@ -164,7 +164,7 @@ def refuse_strangers(strangers: list[tuple[str, str]]): # where it stands, the n
 
 # %%
 test_fail(
-    lambda: refuse_strangers([("y.csv, row 2", "009")]), contains="there is no image '009'; add the images"
+    lambda: refuse_strangers([("y.csv, line 2", "009")]), contains="there is no image '009'; add the images"
 )
 
 
@@ -181,9 +181,9 @@ def read_codes(
     header, rows = read_text_table(path)
     form = find_form(header, path)
     codes, strangers = {}, []
-    for number, row in enumerate(rows, 2):
+    for line, row in rows.items():
         for image, label, text in _cells(form, header, row, stems):
-            where = f"{path}, row {number}"
+            where = f"{path}, line {line}"
             if image is None:
                 strangers.append((where, row[form.image]))
                 continue

@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.arguments import checks_arguments
-from ctseg.core.atomic import atomic_path
+from ctseg.core.atomic import atomic_path, check_file_place, refuse_existing
 from ctseg.core.errors import InputError, some_of
-from ctseg.core.paths import real_path, refuse_existing, refuse_folder, refuse_inside
+from ctseg.core.paths import real_path, refuse_inside
 from ctseg.data.images import other_images
 from ctseg.data.lazy import LazyPixels, blank_like, blocks, seen_values
 from ctseg.data.mask_csv import PixelRows, check_names, write_masks
@@ -153,7 +153,7 @@ def check_files(
         shared = path and sum(real_path(path) in (other, *other.parents) for other in given) > 1
         if shared:
             raise InputError(f"{path}: the submission and what else is written need a file each")
-        refuse_folder(path)
+        check_file_place(path)
         if path and is_store(images): refuse_inside(path, [images])
     return found
 

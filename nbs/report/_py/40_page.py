@@ -19,10 +19,9 @@ import numpy as np
 from markupsafe import Markup
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.atomic import atomic_path
+from ctseg.core.atomic import atomic_path, check_file_place
 from ctseg.core.device import DevicePlan
 from ctseg.core.errors import InputError
-from ctseg.core.paths import refuse_folder
 from ctseg.data.slices import SliceSet
 from ctseg.data.store import is_store, store_splits
 from ctseg.inference.rule import Rule
@@ -249,11 +248,12 @@ def rule_facts(rule: Rule, split: str) -> dict[str, Any]:
 #| export
 def page_place(run: str | Path, out: str | Path | None, name: str) -> Path:
     "Where a page goes: to `out`, or as `name` into the run folder; `InputError` where it cannot."
-    refuse_folder(out)
-    if out: return Path(out)
-    if hub_name(run):
+    if not out and hub_name(run):
         raise InputError(f"{run}: a run on the hub has no folder to write {name} into; give --out FILE.html")
-    return Path(run)/name
+    place = Path(out) if out else Path(run)/name
+    if out or Path(run).is_dir():  # else it is no run, which is told elsewhere
+        check_file_place(place)
+    return place
 
 def write_page(page: str, path: str | Path) -> Path:
     "Write a page, whole or not at all; its path."

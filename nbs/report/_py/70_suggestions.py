@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
+from ctseg.core.atomic import check_file_place
 from ctseg.core.errors import InputError
 from ctseg.data.sources import read_slices
 from ctseg.io.neighbours import with_neighbours
@@ -98,6 +99,7 @@ def suggest_files(
     out = Path(out)
     if out.suffix != ".csv":
         raise InputError(f"{out}: expected the name of a .csv; the page is written beside it as .html")
+    for path in (out, out.with_suffix(".html")): check_file_place(path)
     predictor = prepare(runs, device)
     slices = read_slices(data, annotated=annotated)
     slices = with_neighbours(slices, data, "train", predictor.context)

@@ -124,7 +124,7 @@ class FileLock:
         except BlockingIOError:
             raise in_use(folder, "wait for it, or choose another --out") from None
         except OSError:  # a file system without locks
-            self.path = claim(folder)
+            with disk_errors(folder): self.path = claim(folder)
         else:
             self.path = folder/LOCK
 
