@@ -110,6 +110,7 @@ DECODERS = [
     ("deeplabv3+", "deeplabv3+", 20, ()),
 ]
 
+PRETRAINED_STEPS = ("batch_size=8", "precision=fp32")
 PRETRAINED = [
     ("ctseg-pretrained", ("epochs=50",)),
     ("ctseg-pretrained-second-3", ("epochs=50", "second_phase=3")),
@@ -150,7 +151,7 @@ TABLES = {
     ],
     # a hundred annotated slices of all patients: one of each, then a second
     "spread": [(f"spread100-{recipe}", recipe, BASE + FEW[1:]) for recipe in ("marginal-log", "ctseg")]
-    + [("spread100-ctseg-pretrained", "ctseg-pretrained", (*HALF, "batch_size=8", "precision=fp32", "epochs=50"))],
+    + [("spread100-ctseg-pretrained", "ctseg-pretrained", (*HALF, *PRETRAINED_STEPS, "epochs=50"))],
     "large": [
         ("attunet", "marginal-log", ("width=16", *LARGE)),
         ("lite0", "marginal-log", (*LITE0, *LARGE)),
@@ -160,7 +161,7 @@ TABLES = {
         for name, decoder, epochs, extra in DECODERS
     ]
     + [
-        (name, "ctseg-pretrained", HALF + ("batch_size=8", "precision=fp32", "labelled=100", *extra))
+        (name, "ctseg-pretrained", HALF + (*PRETRAINED_STEPS, "labelled=100", *extra))
         for name, extra in PRETRAINED
     ],
     "supervised": [

@@ -138,7 +138,7 @@ for way in ("argmax", "chosen"):
 # %% [markdown]
 # ## Two kinds of network together
 #
-# Of each of these three draws a second network learns, by the recipe [`ctseg-pretrained`](pretrained.ipynb): an encoder that has seen photographs, on slices enlarged to 128 pixels, with the short second phase. It is behind the Attention U-Net. Does the mean of both help? `ctseg predict --runs FIRST SECOND` takes it. All are decided by least areas, which need no held-out slice.
+# Of each of these three draws a second network learns, by the recipe [`ctseg-pretrained`](pretrained.ipynb): an encoder that has seen photographs, on slices enlarged to 128 pixels, with the short second phase. It is behind the Attention U-Net. Does the mean of both help? `ctseg predict FIRST SECOND` takes it. All are decided by least areas, which need no held-out slice and which `fit` chooses in these trainings.
 #
 # ```
 # python tools/bench.py spread --data FOLDER --only spread100-ctseg spread100-ctseg-pretrained
@@ -165,7 +165,8 @@ def of_pair(name: str) -> dict:
     return row | {"more": more["difference"], "low": more["low"], "high": more["high"]}
 
 together = pd.DataFrame([of_pair(name) for name in BOTH])
-together.style.format(precision=3, na_rep="").format("{:.0f}", subset=["invented", "missed"]).hide(axis="index")
+shown = together.style.format(precision=3, na_rep="").hide(axis="index")
+shown.format("{:.0f}", subset=["invented", "missed"])
 
 
 # %% [markdown]
