@@ -67,9 +67,12 @@ def trainer_type(name: str, epochs: int, iterations: int, seed: int) -> type:
     return type("nnUNetTrainerNoMirroring", parts, {})  # a name that nnU-Net finds when it predicts
 
 
-def train(name: str, prepared: Path, epochs: int, iterations: int, seed: int) -> tuple[Path, float]:
+def train(
+    name: str, prepared: Path, epochs: int, iterations: int, seed: int, batch: int | None,
+) -> tuple[Path, float]:
     "The folder of a training on all cases, and the processor time that it took."
     plans = json.loads((prepared/"nnUNetPlans.json").read_text()) | {"continue_training": False}
+    if batch is not None: plans["configurations"]["2d"]["batch_size"] = batch
     dataset = json.loads((prepared/"dataset.json").read_text())
     kind = trainer_type(name, epochs, iterations, seed)
     begin = time.process_time()
@@ -97,6 +100,7 @@ def main() -> None:
     p.add_argument("--labelled", type=int, default=100)
     p.add_argument("--epochs", type=int, default=34)
     p.add_argument("--iterations", type=int, default=100, help="steps an epoch")
+    p.add_argument("--batch", type=int, help="slices a step; as it plans if not given")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--out", type=Path, default=peers.RESULTS, help="where the scores are kept")
     a = p.parse_args()
@@ -113,7 +117,7 @@ def main() -> None:
             if target.exists(): continue
             number = 600 + 10*seed + [*UNKNOWN].index(name)
             prepared = prepare(name, slices, a.work, number)
-            trained, seconds = train(name, prepared, a.epochs, a.iterations, seed)
+            trained, seconds = train(name, prepared, a.epochs, a.iterations, seed, a.batch)
             steps = a.epochs*a.iterations
             facts = dict(name=f"nnunet-{name}", labelled=a.labelled, seed=seed, steps=steps,
                          processor_seconds=round(seconds))
