@@ -6,6 +6,7 @@ The versions are those of the environment that this runs in, where all tests pas
 Pythons which files it would take. torch and torchvision are left out: which build of them suits a machine is for
 pip's configuration and `constraints.txt` to say.
 """
+import argparse
 import json
 import subprocess
 import sys
@@ -73,7 +74,9 @@ def locked_lines(by_python: Files, pythons: list[str]) -> list[str]:
 
 
 def main() -> None:
-    pythons = sys.argv[1:] or [sys.executable]
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("pythons", nargs="*", default=[sys.executable], help="commands; this Python if none is given")
+    pythons = p.parse_args().pythons
     with tempfile.TemporaryDirectory() as d:
         tried, wheels = tried_together(), Path(d)/"wheels"
         wheels.mkdir()
