@@ -75,7 +75,7 @@ def locked_lines(by_python: Files, pythons: list[str]) -> list[str]:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("pythons", nargs="*", default=[sys.executable], help="commands; this Python if none is given")
+    p.add_argument("pythons", nargs="*", default=[sys.executable], help="commands; else this Python")
     pythons = p.parse_args().pythons
     with tempfile.TemporaryDirectory() as d:
         tried, wheels = tried_together(), Path(d)/"wheels"
