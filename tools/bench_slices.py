@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from make_sample import in_turns
 from suggesting import revealed
 
 from ctseg.data.challenge import read_challenge
@@ -18,16 +19,12 @@ def fully_annotated(train: SliceSet, data: Path) -> SliceSet:
     return replace(train, masks=masks, known=np.ones_like(train.known))
 
 
-def spread_over_patients(train: SliceSet, count: int, seed: int) -> SliceSet:
+def annotated_in_turns(train: SliceSet, count: int, seed: int) -> SliceSet:
     """The training slices with the annotation of `count` of them: one of each patient that has any, drawn
     by the seed, then a second one of each, and so on."""
-    random = np.random.default_rng(seed)
-    order = random.permutation(np.flatnonzero(train.labelled))
-    seen, turn = {}, []
-    for group in train.groups[order]:
-        turn.append(seen.get(group, 0))
-        seen[group] = turn[-1] + 1
-    chosen = order[np.argsort(turn, kind="stable")[:count]]
+    annotated = np.flatnonzero(train.labelled)
+    rank = np.argsort(np.random.default_rng(seed).permutation(len(annotated)))
+    chosen = annotated[in_turns(train.groups[annotated], rank)[:count]]
     return revealed(train, np.isin(np.arange(len(train)), chosen))
 
 
@@ -36,7 +33,7 @@ def training_slices(name: str, seed: int, data: Path) -> SliceSet:
     train = read_challenge(data)
     if name.startswith("full-"): return fully_annotated(train, data)
     if count := re.match(r"spread(\d+)-", name):
-        return spread_over_patients(train, int(count[1]), seed)
+        return annotated_in_turns(train, int(count[1]), seed)
     return train
 
 

@@ -22,6 +22,18 @@ from ctseg.core.errors import InputError
 COUNTS = {"annotated": 480, "unlabelled": 720, "test": 60}
 
 
+def in_turns(groups: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """The numbers of all slices, int [N]: each patient gives one before any gives a second.
+
+    groups: int [N], the patient of each slice. rank: int [N], which come first within a turn.
+    """
+    turn = np.empty(len(groups), int)  # 0 for the first slice of its patient, 1 for the second, …
+    for patient in np.unique(groups):
+        of_patient = np.flatnonzero(groups == patient)
+        turn[of_patient[np.argsort(rank[of_patient])]] = np.arange(len(of_patient))
+    return np.lexsort((rank, turn))
+
+
 def spread_over_patients(groups: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     """Choose `count` slices, each patient giving one before any gives a second.
 
@@ -32,11 +44,7 @@ def spread_over_patients(groups: np.ndarray, count: int, seed: int = 0) -> np.nd
     if count > len(groups):
         raise InputError(f"{len(groups)} slices where {count} are to be chosen; give a larger SRC")
     rank = np.random.default_rng(seed).permutation(len(groups))
-    turn = np.empty(len(groups), int)  # 0 for the first slice of its patient, 1 for the second, …
-    for patient in np.unique(groups):
-        of_patient = np.flatnonzero(groups == patient)
-        turn[of_patient[np.argsort(rank[of_patient])]] = np.arange(len(of_patient))
-    return np.sort(np.lexsort((rank, turn))[:count])
+    return np.sort(in_turns(groups, rank)[:count])
 
 
 def renumbered(slices: SliceSet) -> SliceSet:

@@ -105,12 +105,12 @@ def test_the_benchmark_of_ensembles_scores_what_the_command_would_write(tmp_path
 def test_annotation_spread_over_patients_takes_one_slice_of_each_first(tmp_path):
     train = read_challenge(ROOT/"data_sample")
     patients = np.unique(train.groups[train.labelled])
-    one_each = bench_slices.spread_over_patients(train, len(patients), seed=0)
+    one_each = bench_slices.annotated_in_turns(train, len(patients), seed=0)
     assert sorted(one_each.groups[one_each.labelled]) == sorted(patients)
     assert (one_each.known <= train.known).all() and (one_each.masks[~one_each.labelled] == 0).all()
-    fewer, more = (bench_slices.spread_over_patients(train, len(patients) + k, seed=0) for k in (-3, 3))
+    fewer, more = (bench_slices.annotated_in_turns(train, len(patients) + k, seed=0) for k in (-3, 3))
     assert len(set(fewer.groups[fewer.labelled])) == fewer.labelled.sum() == len(patients) - 3
     assert set(np.flatnonzero(one_each.labelled)) < set(np.flatnonzero(more.labelled))
     assert np.bincount(more.groups[more.labelled]).max() == 2
-    other = bench_slices.spread_over_patients(train, len(patients), seed=1)
+    other = bench_slices.annotated_in_turns(train, len(patients), seed=1)
     assert (other.labelled != one_each.labelled).any()
