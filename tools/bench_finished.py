@@ -21,7 +21,7 @@ from ctseg.data.slices import SliceSet
 from ctseg.inference.rule import Rule
 from ctseg.methods.pseudo import pseudo_label
 from ctseg.metrics.challenge import dice_table, examined_dice, mean_dice
-from ctseg.prediction.choose import THRESHOLDS, Part, RuleSearch, choose_rule, expected_rules
+from ctseg.prediction.choose import THRESHOLDS, Part, RuleSearch, choose_rule, expected_rules, out_of_fold
 from ctseg.prediction.outlines import least_shares
 from ctseg.prediction.predictor import Predictor, load_predictor, predict_masks
 from ctseg.prediction.prepare import prepare
@@ -128,22 +128,25 @@ def decisions(table: str, name: str, seed: int, data: Path, runs: Path, other: P
 def together(table: str, names: Sequence[str], seed: int, data: Path, runs: Path) -> str:
     """The test slices as the finished runs of several rows draw them together, and each alone.
 
-    Decided by argmax, by least areas, and by the rule that their common held-out slices choose."""
+    Decided by argmax, by least areas, and by the rule that the slices choose which they held out."""
     torch.set_num_threads(1)
     folders = [runs/table/f"{name}-s{seed}" for name in names]
+    for folder in folders:
+        if not is_finished(folder): return f"no finished run in {folder}"
     train, test = training_slices(names[0], seed, data), read_challenge(data, "test")
     predictor, run = load_predictor(folders, pick_device("auto")), Run(folders[0])
-    job = Job(run_spec(run)["recipe"], train, run, predictor.plan, seed)
-    least = Rule(least=least_shares(job.labelled))
-    chosen, _ = choose_rule(predictor, job.holdout, outlined=job.labelled)
-    keep = dice_by_rule("dice", predictor, test, {"argmax": Rule(), "least": least, "chosen": chosen})
+    annotated = Job(run_spec(run)["recipe"], train, run, predictor.plan, seed).labelled
+    held_out = out_of_fold(predictor, train)
+    chosen, _ = choose_rule(predictor, held_out, outlined=annotated)
+    plain = {"argmax": Rule(), "least": Rule(least=least_shares(annotated))}
+    keep = dice_by_rule("dice", predictor, test, plain | {"chosen": chosen})
+    means = {key: round(mean_dice(scores), 4) for key, scores in keep.items()}
     for name, folder in zip(names, folders):
-        alone = load_predictor(folder, predictor.plan)
-        keep |= dice_by_rule(name, alone, test, {"argmax": Rule(), "least": least})
+        keep |= dice_by_rule(name, load_predictor(folder, predictor.plan), test, plain)
     target = results.RESULTS/"together"/f"{table}-{'+'.join(names)}-s{seed}.npz"
-    facts = {"names": list(names), "chosen": str(chosen), "held out": len(job.holdout)}
+    of_choice = sum(len(part.slices) for part in held_out)
+    facts = {"names": list(names), "chosen": str(chosen), "held out": of_choice}
     results.write_arrays(target, **keep, **about_test(test), facts=json.dumps(facts))
-    means = {key: round(mean_dice(scores), 4) for key, scores in keep.items() if key.startswith("dice_")}
     return f"{target.stem}  {means}"
 
 
