@@ -430,8 +430,8 @@ def many_patients(results: Path) -> dict:
     """A hundred annotated slices of nearly as many patients: `ctseg` against those of thirteen, by argmax; and
     its mean with a pretrained network against itself, both by least areas."""
     drawn, first = load(results/"spread"), "spread100-ctseg"
-    runs = {"spread": drawn.get(first, {}), "together": load(results/"semi100").get("ctseg-second-3", {})}
-    more = compare(runs, "spread", "together", argmax)
+    runs = {"many": drawn.get(first, {}), "few": load(results/"semi100").get("ctseg-second-3", {})}
+    more = compare(runs, "many", "few", argmax)
     pairs = load(results/"together").get(f"spread-{first}+{first}-pretrained", {})
     if not more or not pairs: return {}
     ways = {"pair": "dice_least", "alone": f"{first}_least"}

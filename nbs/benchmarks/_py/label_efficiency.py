@@ -114,12 +114,12 @@ both = {
 
 def by_spread(row: str) -> dict:
     "Dice by argmax with slices of 96 patients and of 13, and the difference."
-    pair = dict(zip(("spread", "together"), both[row]))
+    draws = dict(zip(("many", "few"), both[row]))
     told = {"recipe": row}
     for patients, of_seed in zip((13, 96), reversed(both[row])):
         found = [mean_dice(argmax(run)) for run in of_seed.values()]
         told[f"{patients} patients"] = f"{np.mean(found):.3f} ± {np.std(found, ddof=1):.3f} (×{len(found)})"
-    more = compare(pair, "spread", "together", argmax)
+    more = compare(draws, "many", "few", argmax)
     return told | {k: more[k] for k in ("difference", "low", "high", "wins", "seeds")}
 
 pd.DataFrame([by_spread(row) for row in both]).style.format(precision=3).hide(axis="index")

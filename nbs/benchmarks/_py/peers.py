@@ -114,15 +114,17 @@ supervised = load(Path("results/semi800"))
 many = {name.removesuffix("-800"): of_seed for name, of_seed in load(Path("results/peers800")).items()}
 many |= {"marginal-log": supervised["marginal-log"], "ctseg-short": supervised["ctseg"]}
 
+def against(runs: dict, name: str, ours: str) -> dict:
+    "Dice by argmax of the training with seed 0, and what that of ours has more."
+    first = {row: {0: runs[row][0]} for row in (name, ours)}
+    row = {"row": name, "Dice": mean_dice(argmax(runs[name][0]))}
+    if name == ours: return row
+    more = compare(first, ours, name, argmax)
+    return row | {f"{ours}, more": more["difference"], "low": more["low"], "high": more["high"]}
+
 def of_many(name: str) -> dict:
-    "Dice by argmax of the training with seed 0, and what `marginal-log` has more than a peer."
-    row = {"row": name, "Dice": mean_dice(argmax(many[name][0]))}
-    steps = many[name][0]["facts"].get("steps")
-    if steps is None: return row  # ours
-    of_first = {"marginal-log": {0: many["marginal-log"][0]}, name: many[name]}
-    more = compare(of_first, "marginal-log", name, argmax)
-    row |= {"steps": steps, "marginal-log, more": more["difference"]}
-    return row | {end: more[end] for end in ("low", "high")}
+    "The same, and its steps if it is a peer."
+    return against(many, name, "marginal-log") | {"steps": many[name][0]["facts"].get("steps")}
 
 many_table = pd.DataFrame([of_many(name) for name in many]).set_index("row").sort_values("Dice")
 many_table.style.format(precision=3, na_rep="").format("{:.0f}", na_rep="", subset=["steps"])
@@ -150,13 +152,9 @@ for network, of_seed in load(Path("results/large")).items():
 OURS = "marginal-log, lite0"
 
 def of_large(name: str) -> dict:
-    "Dice by argmax, the processor time, and what ctseg with the same encoder has more."
-    run = large[name][0]
-    seconds = run["facts"]["processor_seconds"]
-    row = {"row": name, "Dice": mean_dice(argmax(run)), "processor seconds": seconds}
-    if name == OURS: return row
-    more = compare(large, OURS, name, argmax)
-    return row | {f"{OURS}, more": more["difference"], "low": more["low"], "high": more["high"]}
+    "Dice, what ctseg with the same encoder has more, and the processor time."
+    seconds = large[name][0]["facts"]["processor_seconds"]
+    return against(large, name, OURS) | {"processor seconds": seconds}
 
 large_table = pd.DataFrame([of_large(name) for name in large]).set_index("row").sort_values("Dice")
 large_table.style.format(precision=3, na_rep="").format("{:.0f}", subset=["processor seconds"])
@@ -181,15 +179,12 @@ phantom = {name.removesuffix("-240"): of_seed for name, of_seed in peers_there.i
 phantom |= {"marginal-log": {0: load(Path("results/phantom240"))["marginal-log"][0]}}
 
 def of_phantom(name: str) -> dict:
-    "Dice by argmax, the Dice of structures that are there and drawn, and what `marginal-log` has more."
+    "Dice, what `marginal-log` has more, and how many structures are found and invented."
     dice, there = argmax(phantom[name][0]), phantom[name][0]["truth"].astype(bool)
     found = there & (dice > 0)
-    row = {"row": name, "Dice": mean_dice(dice), "found": found.sum()/there.sum()}
+    row = against(phantom, name, "marginal-log") | {"found": found.sum()/there.sum()}
     row["Dice of the found"] = dice[found].mean() if found.any() else np.nan
-    row["invented"] = (~there & (dice == 0)).sum()
-    if name == "marginal-log": return row
-    more = compare(phantom, "marginal-log", name, argmax)
-    return row | {"marginal-log, more": more["difference"], "low": more["low"], "high": more["high"]}
+    return row | {"invented": (~there & (dice == 0)).sum()}
 
 phantom_table = pd.DataFrame([of_phantom(name) for name in phantom]).set_index("row").sort_values("Dice")
 phantom_table.style.format(precision=3, na_rep="").format("{:.0f}", subset=["invented"])
