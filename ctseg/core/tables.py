@@ -102,6 +102,15 @@ def _separator(header: str, marks: str) -> str:
     plain = re.sub(r'"[^"]*"', "", header)
     return max(marks, key=plain.count)
 
+def _to_header(lines: Iterator[str], marks: str) -> tuple[int, str, str]:
+    "How many lines come before the header, the header, and the separator that Excel tells there; empty without."
+    stated, before = "", 0
+    for before, line in enumerate(lines):
+        separator = _TELLS_SEPARATOR.fullmatch(line)
+        if separator: stated = separator[1]
+        elif line.strip(f"{marks}\r\n "): return before, line, stated
+    return before, "", stated
+
 def _filled_rows(lines: Iterator[str], first: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     "The rows that hold anything, each with the number of the line that it begins on; `first` is 0."
     reader = csv.reader(itertools.chain([first], lines), delimiter=separator, strict=True)
@@ -131,16 +140,12 @@ def table_cells(
     marks: str = ",;\t", # what may stand between cells
 ) -> tuple[list[str], dict[int, list[str]]]: # the names of the columns; line → its cells, as many
     "The header and the rows of a table; `InputError` for a table that is none. Empty rows are passed over."
-    lines, told, skipped, first = iter(lines), "", 0, ""
-    for skipped, first in enumerate(lines):
-        separator = _TELLS_SEPARATOR.fullmatch(first)
-        told = separator[1] if separator else told
-        if not separator and first.strip(f"{marks}\r\n "):
-            break
+    lines = iter(lines)
+    before, header, stated = _to_header(lines, marks)
     usual = csv.field_size_limit(MAX_LINE)  # of the whole process
     try:
-        found = _filled_rows(lines, first, told or _separator(first, marks))
-        rows = {skipped + 1 + line: row for line, row in found}
+        found = _filled_rows(lines, header, stated or _separator(header, marks))
+        rows = {before + 1 + line: row for line, row in found}
     except csv.Error as e:
         raise InputError(f"{path}: not a readable CSV ({e}); write it again as UTF-8 text") from None
     finally:

@@ -126,7 +126,8 @@ def test_tables_as_spreadsheets_write_them(text, rows):
 
 @pytest.mark.parametrize("text, part", [
     ("", "is empty"), ("\n;\n", "is empty"), ("a,b\n\n\n1\n", "line 4: 1 cells"), ('a,b\n1,"x\ny"\n1,2,3\n', "line 4: 3 cells"),
-    ('a,b\n1,"x', "not a readable CSV"), ("a,a\n1,2\n", "there twice"), ("sep=;\na;b\n1,2\n", "line 3: 1 cells"),
+    ('a,b\n1,"x', "not a readable CSV"), ("a,a\n1,2\n", "there twice"), ("sep=;\n", "is empty"),
+    ("\n\n", "is empty"), ("sep=;\na;b\n1,2\n", "line 3: 1 cells"),
 ])
 def test_a_message_names_the_line_that_an_editor_shows(text, part):
     with pytest.raises(InputError) as e:
