@@ -3,7 +3,8 @@ import pytest
 
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError
-from ctseg.core.folders import alone_in, lock_folder, made_folder
+from ctseg.core.folders import alone_in, lock_folder, made_folder, make_folder
+from ctseg.runs.lock import FileLock
 
 
 @pytest.mark.parametrize("name", ["one/two/file", "one/" + "x"*300 + "/file", "one/" + "x"*300])
@@ -38,3 +39,15 @@ def test_without_locks_everybody_may_write(tmp_path, monkeypatch):
     monkeypatch.setattr("ctseg.core.folders.fcntl", None)
     assert lock_folder(tmp_path) is None
     with alone_in(tmp_path, tmp_path), alone_in(tmp_path, tmp_path): pass
+
+
+def test_a_folder_that_cannot_be_made_is_told_as_the_user_asked_for_it(tmp_path, monkeypatch):
+    "Some systems make no folder in some places, as Linux in /proc."
+    def mkdir(*args, **options): raise FileNotFoundError(2, "No such file or directory")
+    monkeypatch.setattr("pathlib.Path.mkdir", mkdir)
+    asked = tmp_path/"out.csv"
+    for path, write in ((tmp_path/"new", make_folder), (asked, lambda path: make_folder(tmp_path/"new", path))):
+        with pytest.raises(InputError) as e: write(path)
+        assert str(e.value) == f"cannot write {path}: nothing can be made there; choose another place"
+    with pytest.raises(InputError, match="run: nothing can be made there"):
+        FileLock().acquire(tmp_path/"run")

@@ -41,23 +41,28 @@ def remove_empty(folders: list[Path]) -> None:
         try: folder.rmdir()
         except OSError: return
 
-def make_folder(folder: Path) -> list[Path]: # those that were made, the innermost first
+def make_folder(
+    folder: Path,
+    asked: Path | None = None, # what a message names; None: the folder
+) -> list[Path]: # those that were made, the innermost first
     "Make a folder, and those above it that are missing. Where that fails, none of them is left."
     missing = [each for each in (folder, *folder.parents) if not os.path.exists(each)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except OSError as e:
         remove_empty(missing)
-        raise
+        if not isinstance(e, FileNotFoundError): raise
+        problem = "nothing can be made there; choose another place"  # in /proc, say
+        raise InputError(f"cannot write {asked or folder}: {problem}") from None
     return missing
 
 
 # %%
 #| export
 @contextlib.contextmanager
-def made_folder(folder: Path) -> Iterator[list[Path]]:
+def made_folder(folder: Path, asked: Path | None = None) -> Iterator[list[Path]]:
     "`make_folder`, for a block that fills it: when the block fails, the folders go that are empty."
-    made = make_folder(folder)
+    made = make_folder(folder, asked)
     try:
         yield made
     except BaseException:
@@ -106,11 +111,7 @@ def in_work(out: Path) -> InputError:
 def alone_in(folder: Path, out: Path) -> Iterator[None]:
     "`made_folder`, held within the block by this process, which writes `out`; `InputError` if another one holds it."
     with contextlib.ExitStack() as stack:
-        try:
-            with disk_errors(out): stack.enter_context(made_folder(folder))
-        except FileNotFoundError:
-            problem = "no folder can be made there; choose another place"
-            raise InputError(f"cannot write {out}: {problem}") from None
+        with disk_errors(out): stack.enter_context(made_folder(folder, out))
         try: descriptor = lock_folder(folder)
         except (BlockingIOError, FileNotFoundError): raise in_work(out) from None
         try:

@@ -293,7 +293,7 @@ with tempfile.TemporaryDirectory() as d:
 @contextlib.contextmanager
 def _replacing(path: Path, private: bool, new_only: bool) -> Iterator[Path]:
     "A temporary path; what is there at the end of the block takes the place of `path`, on the disk and all at once."
-    with made_folder(path.parent) as made, _folder_beside(path) as hold:
+    with made_folder(path.parent, _asked_for(path)) as made, _folder_beside(path) as hold:
         new = hold/path.name
         yield new
         if private: os.chmod(new, 0o600)
@@ -356,11 +356,8 @@ def check_place(path: str | Path) -> None:
         if os.path.ismount(final):
             raise InputError(f"cannot write {path}: a disk is mounted there; choose a name inside of it")
         try:
-            made = make_folder(final.parent)
+            made = make_folder(final.parent, path)
             with _folder_beside(final) as hold: (hold/final.name).touch()
-        except FileNotFoundError:
-            problem = "nothing can be made there; choose another place"
-            raise InputError(f"cannot write {path}: {problem}") from None
         finally: remove_empty(made)
 
 def check_file_place(path: str | Path | None) -> None:
